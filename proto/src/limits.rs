@@ -1,0 +1,27 @@
+//! Every bound a peer is held to, with its reason. A number from a peer meets one of these before it reaches an
+//! allocation, a slice or a loop.
+
+/// Longest name of a host, container, volume or network: fits a file name and a DNS label sequence.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// Largest payload of a data frame. 1 MiB keeps the header's share below 0.01 % and a receiver's buffers small.
+pub const MAX_DATA_BYTES: u32 = 1 << 20;
+
+/// Largest payload of a frame that carries a message (greeting, entry, beginning, end): an entry's extended
+/// attributes are bounded by the kernel at 64 KiB each and, on the file systems at hand, 64 KiB in all; a path by 4 KiB.
+pub const MAX_MESSAGE_BYTES: u32 = 256 << 10;
+
+/// Longest path of an entry, as Linux has it.
+pub const MAX_PATH_BYTES: usize = 4096;
+
+/// Trees in one migration: layers, volumes, images and the writable layer.
+pub const MAX_TREES: u16 = 1024;
+
+/// Entries in one tree: an end to a peer that never ends one.
+pub const MAX_TREE_ENTRIES: u64 = 1 << 32;
+
+/// Largest file in a tree: what ext4 and XFS hold on 4 KiB blocks is more, what anybody has sent is less.
+pub const MAX_FILE_BYTES: u64 = 1 << 44;
+
+/// Largest message on a control connection; tonic's own default, written down.
+pub const MAX_CONTROL_BYTES: usize = 4 << 20;
