@@ -1,0 +1,50 @@
+# On a fresh Debian 12 machine, as root, with Rust from rustup: `make demo` and `make test` do everything else.
+# TRANSHIP_PREFIX (/opt/tranship) is where scripts/setup puts what is not a Debian package.
+
+TRANSHIP_PREFIX ?= /opt/tranship
+CARGO_HOME ?= $(HOME)/.cargo
+FUZZ_SECONDS ?= 60
+
+export TRANSHIP_PREFIX
+export PATH := $(PATH):$(CARGO_HOME)/bin:/usr/local/sbin:/usr/sbin:/sbin
+
+# The steps of a target run in the order they are written, also under `make -j`.
+.NOTPARALLEL:
+.PHONY: help setup build lint test demo bench fuzz clean-testbed
+
+help:
+	@echo 'make setup          install what building and running need; once done, a check that takes a moment'
+	@echo 'make build          target/release/{transhipd,tranship,testbed,demo,bench}'
+	@echo 'make demo           move a Redis between two hosts while a client counts'
+	@echo 'make test           everything that CI runs; the last line has the totals'
+	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
+	@echo 'make bench          what docs/BENCHMARKS.md reports'
+	@echo 'make fuzz           each fuzz target for FUZZ_SECONDS (60); needs nightly Rust and cargo-fuzz'
+	@echo 'make clean-testbed  remove what an interrupted run left behind'
+
+setup:
+	scripts/setup
+
+build: setup
+	cargo build --release --workspace
+
+lint: setup
+	scripts/install-cargo-deny
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	$(TRANSHIP_PREFIX)/cargo/bin/cargo-deny --log-level warn check licenses bans sources
+
+test: setup lint
+	scripts/run-tests
+
+demo: build
+	target/release/demo
+
+bench: build
+	target/release/bench
+
+fuzz: setup
+	scripts/run-fuzz $(FUZZ_SECONDS)
+
+clean-testbed:
+	target/release/testbed down
