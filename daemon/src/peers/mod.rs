@@ -1,0 +1,4 @@
+//! The other hosts of the cluster.
+
+pub mod address;
+pub mod names;
