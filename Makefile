@@ -17,7 +17,7 @@ help:
 	@echo 'make build          target/release/{transhipd,tranship,testbed,demo,bench}'
 	@echo 'make demo           move a Redis between two hosts while a client counts'
 	@echo 'make test           everything that CI runs; the last line has the totals'
-	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
+	@echo 'make lint           shell scripts, formatting, clippy, licences and sources of dependencies'
 	@echo 'make bench          what docs/BENCHMARKS.md reports'
 	@echo 'make fuzz           each fuzz target for FUZZ_SECONDS (60); needs nightly Rust and cargo-fuzz'
 	@echo 'make clean-testbed  remove what an interrupted run left behind'
@@ -30,6 +30,7 @@ build: setup
 
 lint: setup
 	scripts/install-cargo-deny
+	shellcheck -x .ci/run scripts/*
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	$(TRANSHIP_PREFIX)/cargo/bin/cargo-deny --log-level warn check licenses bans sources
