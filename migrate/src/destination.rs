@@ -1,0 +1,358 @@
+//! The destination's role.
+//!
+//! Until the source's commit the destination owns nothing: whatever fails ends with everything dropped here. Once it
+//! has said `ready` it cannot know by itself whether the source has committed, so when the connection is lost it asks
+//! the source's journal, for as long as it takes, and holds the restored tasks meanwhile.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tranship_proto::ids::MigrationId;
+use tranship_proto::v1::migrate_message::Body;
+use tranship_proto::v1::{Failed, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, Running, Span};
+
+use crate::control::{Conversation, unexpected};
+use crate::deadlines::{ASK_AGAIN, IMAGES, SEED_IDLE, STALL};
+use crate::error::{Failure, HostError, StepError, chain};
+use crate::handoff::{DestinationStep, Verdict};
+use crate::host::{DestinationHost, Event, HeldRestore, Stage};
+use crate::timings::{Timings, micros};
+use crate::transport::{TransportError, receive_trees};
+use crate::trees::{TreeReport, checkpoint_digest};
+
+/// How a migration ended, seen from the destination.
+#[derive(Debug)]
+pub enum DestinationEnd {
+    /// The container runs here.
+    Runs,
+    /// Everything was dropped, unless an undo failed.
+    Dropped {
+        /// What failed, or that the source gave up.
+        failure: Failure,
+        /// What could not be removed; empty when all was.
+        undo: Vec<HostError>,
+    },
+    /// The source has committed, but the container could not be brought to run. It is not restored again.
+    Lost(Failure),
+}
+
+/// A migration's end and what was measured on the way.
+#[derive(Debug)]
+pub struct DestinationReport {
+    /// How it ended.
+    pub end: DestinationEnd,
+    /// Stretches of this role.
+    pub spans: Vec<Span>,
+    /// What was received.
+    pub trees: Vec<TreeReport>,
+    /// The whole migration, in microseconds.
+    pub total_us: u64,
+}
+
+/// The destination's role in one migration.
+pub struct Destination {
+    migration: MigrationId,
+    host: Arc<dyn DestinationHost>,
+    conversation: Conversation,
+    timings: Timings,
+    trees: Vec<TreeReport>,
+    next_epoch: u64,
+}
+
+type Receiving = JoinHandle<Result<Vec<TreeReport>, StepError>>;
+
+impl Destination {
+    /// The role, before anything was done.
+    #[must_use]
+    pub fn new(migration: MigrationId, host: Arc<dyn DestinationHost>, conversation: Conversation) -> Self {
+        let timings = Timings::begin(MigrationRole::Destination);
+        Self {
+            migration,
+            host,
+            conversation,
+            timings,
+            trees: Vec::new(),
+            next_epoch: 0,
+        }
+    }
+
+    /// Plays the role to its end.
+    pub async fn run(mut self, reserve: Reserve) -> DestinationReport {
+        let end = match self.up_to_ready(&reserve).await {
+            Ok((held, digest)) => self.after_ready(held, digest).await,
+            Err(cause) => self.drop_all(cause).await,
+        };
+        DestinationReport {
+            end,
+            spans: self.timings.spans().to_vec(),
+            trees: self.trees,
+            total_us: self.timings.elapsed_us(),
+        }
+    }
+
+    async fn up_to_ready(
+        &mut self,
+        reserve: &Reserve,
+    ) -> Result<(Box<dyn HeldRestore>, [u8; 32]), StepError> {
+        self.reserve(reserve).await?;
+        let mut receiving = AbortOnDrop(self.start_receiving());
+        let said = self.until_drained(&mut receiving.0).await?;
+        let digest = self.prepare(&mut receiving.0, &said).await?;
+        let held = self.hold().await?;
+        Ok((held, digest))
+    }
+
+    async fn reserve(&mut self, reserve: &Reserve) -> Result<(), StepError> {
+        self.note(Phase::Reserve);
+        self.next_epoch = reserve.next_epoch;
+        let host = Arc::clone(&self.host);
+        let reservation = self.timings.measure("reserve", host.reserve(reserve)).await?;
+        self.host.record(DestinationStep::Reserved).await?;
+        let reserved = Reserved {
+            data_token: reservation.data_token,
+            layers_missing: reservation.layers_missing,
+        };
+        self.conversation.say(Body::Reserved(reserved)).await?;
+        Ok(())
+    }
+
+    fn start_receiving(&self) -> Receiving {
+        let host = Arc::clone(&self.host);
+        tokio::spawn(async move {
+            let mut stream = host.accept_stream().await?;
+            Ok(receive_trees(&mut stream, host.sink()).await?)
+        })
+    }
+
+    /// Follows the source through seed, rounds, freeze and drain, to the digest of all it has sent.
+    async fn until_drained(&mut self, receiving: &mut Receiving) -> Result<Vec<u8>, StepError> {
+        self.note(Phase::Seed);
+        loop {
+            let body = tokio::select! {
+                body = self.conversation.hear("drained", SEED_IDLE) => body?,
+                result = &mut *receiving, if self.trees.is_empty() => {
+                    self.trees = finished(result)?;
+                    continue;
+                }
+            };
+            match body {
+                Body::Seeded(_) => self.note(Phase::Rounds),
+                Body::Freezing(_) => self.note(Phase::Drain),
+                Body::Drained(drained) => return Ok(drained.digest),
+                other => return Err(unexpected("drained", &other)),
+            }
+        }
+    }
+
+    async fn prepare(&mut self, receiving: &mut Receiving, said: &[u8]) -> Result<[u8; 32], StepError> {
+        if self.trees.is_empty() {
+            let result = tokio::time::timeout(STALL, receiving)
+                .await
+                .map_err(|_| TransportError::Stalled(STALL.as_secs()))?;
+            self.trees = finished(result)?;
+        }
+        for tree in &self.trees {
+            self.host.observe(Event::Tree(tree));
+        }
+        let digest = checkpoint_digest(&self.trees);
+        if said != digest {
+            return Err(StepError::Digest);
+        }
+        self.host.record(DestinationStep::Prepared).await?;
+        self.conversation
+            .say(Body::Prepared(Prepared {
+                digest: digest.to_vec(),
+            }))
+            .await?;
+        Ok(digest)
+    }
+
+    async fn hold(&mut self) -> Result<Box<dyn HeldRestore>, StepError> {
+        self.note(Phase::Hold);
+        let host = Arc::clone(&self.host);
+        let held = self.timings.measure("restore", host.restore_held()).await?;
+        self.record_stages(held.stages());
+        let ready = async {
+            self.host.record(DestinationStep::Ready).await?;
+            self.conversation
+                .say(Body::Ready(Ready {
+                    spans: self.timings.spans().to_vec(),
+                }))
+                .await?;
+            Ok(())
+        };
+        match ready.await {
+            Ok(()) => Ok(held),
+            // The source has not heard `ready`, so it cannot have committed.
+            Err(cause) => {
+                held.abandon().await?;
+                Err(cause)
+            }
+        }
+    }
+
+    async fn after_ready(&mut self, held: Box<dyn HeldRestore>, digest: [u8; 32]) -> DestinationEnd {
+        match self.decision(&digest).await {
+            Ok(()) => match self.resume(held).await {
+                Ok(()) => DestinationEnd::Runs,
+                Err(cause) => self.lost(cause).await,
+            },
+            Err(cause) => {
+                let abandoned = held.abandon().await;
+                let end = self.drop_all(cause).await;
+                with_undo(end, abandoned.err())
+            }
+        }
+    }
+
+    /// Waits for Go. Returns an error only when the source certainly has not committed and will not.
+    async fn decision(&mut self, digest: &[u8; 32]) -> Result<(), StepError> {
+        self.note(Phase::Commit);
+        match self.conversation.hear("go", IMAGES).await {
+            Ok(Body::Go(go)) if go.epoch == self.next_epoch && go.digest == digest => return Ok(()),
+            Err(gave_up @ StepError::Source(_)) => return Err(gave_up),
+            Ok(other) => {
+                tracing::error!(migration_id = %self.migration, got = crate::control::name(&other), "not the go that was due; asking the source");
+            }
+            Err(error) => {
+                tracing::warn!(migration_id = %self.migration, error = %chain(&error), "in doubt whether the source has committed; asking it");
+            }
+        }
+        self.ask_until_decided().await
+    }
+
+    async fn ask_until_decided(&mut self) -> Result<(), StepError> {
+        loop {
+            match self.host.ask_source().await {
+                Ok(Verdict::Committed) => return Ok(()),
+                Ok(Verdict::Abandoned) => {
+                    return Err(StepError::Source(
+                        "its journal says that it did not commit".to_owned(),
+                    ));
+                }
+                Ok(Verdict::Undecided) => {}
+                Err(error) => {
+                    tracing::debug!(migration_id = %self.migration, error = %chain(&error), "the source does not answer");
+                }
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
+    /// The container is this host's now. The record comes before the tasks run: after it nobody restores it again.
+    async fn resume(&mut self, held: Box<dyn HeldRestore>) -> Result<(), StepError> {
+        let go_at = Instant::now();
+        self.note(Phase::Resume);
+        let host = Arc::clone(&self.host);
+        self.timings
+            .measure("resuming record", host.record(DestinationStep::Resuming))
+            .await?;
+        self.timings.measure("network on", host.plug_network()).await?;
+        let stages = self.timings.measure("release", held.release()).await?;
+        let go_to_running = go_at.elapsed();
+        self.record_stages(&stages);
+        self.adopt(go_at, go_to_running).await
+    }
+
+    async fn adopt(&mut self, go_at: Instant, go_to_running: Duration) -> Result<(), StepError> {
+        let host = Arc::clone(&self.host);
+        self.timings.measure("adopt", host.adopt()).await?;
+        host.record(DestinationStep::Running).await?;
+        let running = Running {
+            spans: self.resume_spans(),
+            go_to_running_us: micros(go_to_running),
+            go_to_answer_us: micros(go_at.elapsed()),
+        };
+        if let Err(error) = self.conversation.say(Body::Running(running)).await {
+            tracing::warn!(migration_id = %self.migration, error = %chain(&error), "the source was not told; it will ask");
+        }
+        self.note(Phase::Clean);
+        if let Err(error) = host.drop_staging().await {
+            tracing::error!(migration_id = %self.migration, error = %chain(&error), "staging could not be removed");
+        }
+        Ok(())
+    }
+
+    async fn lost(&mut self, cause: StepError) -> DestinationEnd {
+        let failure = self.failure(cause);
+        tracing::error!(migration_id = %self.migration, error = %chain(&failure), "the container was handed over but does not run");
+        self.tell_failed(&failure).await;
+        DestinationEnd::Lost(failure)
+    }
+
+    async fn drop_all(&mut self, cause: StepError) -> DestinationEnd {
+        let failure = self.failure(cause);
+        let dropped = self.host.drop_all().await;
+        let recorded = self.host.record(DestinationStep::Dropped).await;
+        self.tell_failed(&failure).await;
+        DestinationEnd::Dropped {
+            failure,
+            undo: dropped.err().into_iter().chain(recorded.err()).collect(),
+        }
+    }
+
+    async fn tell_failed(&mut self, failure: &Failure) {
+        let failed = Failed {
+            phase: failure.phase.into(),
+            error: chain(&failure.cause),
+        };
+        if let Err(error) = self.conversation.say(Body::Failed(failed)).await {
+            tracing::debug!(migration_id = %self.migration, error = %chain(&error), "the source could not be told");
+        }
+    }
+
+    fn record_stages(&mut self, stages: &[Stage]) {
+        for stage in stages {
+            self.timings.record(&stage.name, stage.start, stage.duration);
+        }
+    }
+
+    /// Those that `Ready` has not told yet.
+    fn resume_spans(&self) -> Vec<Span> {
+        self.timings
+            .spans()
+            .iter()
+            .filter(|span| span.phase() >= Phase::Resume)
+            .cloned()
+            .collect()
+    }
+
+    fn note(&mut self, phase: Phase) {
+        self.timings.enter(phase);
+        tracing::info!(migration_id = %self.migration, role = "destination", phase = crate::phase::name(phase), elapsed_ms = self.timings.elapsed_us() / 1000, "phase");
+        self.host.observe(Event::Phase(phase));
+    }
+
+    fn failure(&self, cause: StepError) -> Failure {
+        Failure {
+            phase: self.timings.phase(),
+            cause,
+        }
+    }
+}
+
+fn finished(
+    result: Result<Result<Vec<TreeReport>, StepError>, tokio::task::JoinError>,
+) -> Result<Vec<TreeReport>, StepError> {
+    result.map_err(|_| StepError::Transport(TransportError::Worker))?
+}
+
+fn with_undo(end: DestinationEnd, failed: Option<HostError>) -> DestinationEnd {
+    match (end, failed) {
+        (DestinationEnd::Dropped { failure, mut undo }, Some(error)) => {
+            undo.push(error);
+            DestinationEnd::Dropped { failure, undo }
+        }
+        (end, _) => end,
+    }
+}
+
+/// A role that ends early must not leave a receiver behind that still writes.
+struct AbortOnDrop(Receiving);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

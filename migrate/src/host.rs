@@ -1,0 +1,197 @@
+//! What a daemon does for its role in a migration. The roles decide what happens and in which order; these traits say
+//! what is asked of the host. Every method may be called again after it failed, unless it says otherwise.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tranship_proto::v1::{Phase, Reserve, Span, StreamHello};
+
+use crate::error::HostError;
+use crate::handoff::{DestinationStep, SourceStep, Verdict};
+use crate::transport::TreeSink;
+use crate::trees::{Tree, TreeName, TreeReport};
+
+/// A bulk stream to or from the peer, already encrypted and authenticated.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// A stretch of time inside a host's work, for the report.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// What was done.
+    pub name: String,
+    /// When it began, on this host's monotonic clock.
+    pub start: Instant,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// The images of a frozen container.
+#[derive(Clone, Debug)]
+pub struct DumpedImages {
+    /// Directory they are in.
+    pub path: PathBuf,
+    /// Where the time went.
+    pub stages: Vec<Stage>,
+}
+
+/// How an attempt to write the commit record failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The record is certainly not there: the source still owns the container.
+    #[error("the commit was not recorded")]
+    NotRecorded(#[source] HostError),
+    /// It may or may not be on the disk: nobody may run the container until that is known.
+    #[error("it is unknown whether the commit was recorded")]
+    Unknown(#[source] HostError),
+}
+
+/// What the destination says when the source asks whether it has the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DestinationSays {
+    /// It runs there.
+    Runs,
+    /// It is on its way to run.
+    Resuming,
+    /// It holds the restored container and waits.
+    Waits,
+    /// It has never heard of it, or has dropped it.
+    Gone,
+}
+
+/// What the source's daemon does.
+#[async_trait]
+pub trait SourceHost: Send + Sync {
+    /// The reservation to send: everything the destination must know of the container.
+    async fn describe(&self) -> Result<Reserve, HostError>;
+
+    /// Writes a step to the journal; durable when it returns. Not for [`SourceStep::Committed`].
+    async fn record(&self, step: SourceStep) -> Result<(), HostError>;
+
+    /// Writes the one record that decides. Durable when it returns.
+    async fn commit(&self, digest: [u8; 32]) -> Result<(), CommitError>;
+
+    /// A new bulk stream to the destination.
+    async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError>;
+
+    /// The tree of one of the image's layers, which never changes.
+    async fn layer(&self, name: &TreeName) -> Result<Tree, HostError>;
+
+    /// Stops every task of the container by its cgroup's freezer.
+    async fn freeze(&self) -> Result<(), HostError>;
+
+    /// Takes the container off its network: no packet leaves after this has returned.
+    async fn cut_network(&self) -> Result<(), HostError>;
+
+    /// Writes the container's state and memory to images. The tasks are frozen before and after, whatever happens.
+    async fn dump(&self) -> Result<DumpedImages, HostError>;
+
+    /// The trees that are only whole while the container stands still: writable layer and volumes.
+    async fn frozen_trees(&self) -> Result<Vec<Tree>, HostError>;
+
+    /// Gives the network back, and announces the address from here.
+    async fn mend_network(&self) -> Result<(), HostError>;
+
+    /// Lets the tasks run again. Never called after a commit.
+    async fn thaw(&self) -> Result<(), HostError>;
+
+    /// Removes images and other staging of this migration.
+    async fn drop_staging(&self) -> Result<(), HostError>;
+
+    /// After the destination runs the container: ends the frozen copy, releases what belonged to it, volumes
+    /// included, and leaves a tombstone.
+    async fn remove_copy(&self) -> Result<(), HostError>;
+
+    /// Asks the destination's journal.
+    async fn ask_destination(&self) -> Result<DestinationSays, HostError>;
+
+    /// For status and logs; must not block.
+    fn observe(&self, event: Event<'_>);
+}
+
+/// What happened, for whoever watches a role.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A phase began.
+    Phase(Phase),
+    /// A tree has been sent or received.
+    Tree(&'a TreeReport),
+    /// Spans that have been measured so far, those of the peer included.
+    Spans(&'a [Span]),
+}
+
+/// A restored container whose tasks have not run.
+#[async_trait]
+pub trait HeldRestore: Send {
+    /// Where the time went until it was held.
+    fn stages(&self) -> &[Stage];
+
+    /// Lets CRIU finish; returns when the tasks run, with the moment CRIU was told. Not to be called twice: a
+    /// failure leaves a container that must be looked at, not one that may be restored again.
+    async fn release(self: Box<Self>) -> Result<Vec<Stage>, HostError>;
+
+    /// Has CRIU end what it restored.
+    async fn abandon(self: Box<Self>) -> Result<(), HostError>;
+}
+
+/// What the destination's daemon does.
+#[async_trait]
+pub trait DestinationHost: Send + Sync {
+    /// Takes name, address and space, makes staging, and journals it. Answers which layers are missing, and the token
+    /// that streams of this migration must show.
+    async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, HostError>;
+
+    /// The next bulk stream of this migration; its greeting has been read and checked.
+    async fn accept_stream(&self) -> Result<Box<dyn ByteStream>, HostError>;
+
+    /// Where its trees go. Refuses names that were not reserved.
+    fn sink(&self) -> Arc<dyn TreeSink>;
+
+    /// Writes a step to the journal; durable when it returns.
+    async fn record(&self, step: DestinationStep) -> Result<(), HostError>;
+
+    /// Restores everything, up to the last stage before a task runs. The network is attached but silent.
+    async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError>;
+
+    /// Puts the container on the network and announces its address.
+    async fn plug_network(&self) -> Result<(), HostError>;
+
+    /// The container runs: registers it as this host's own, under the new epoch.
+    async fn adopt(&self) -> Result<(), HostError>;
+
+    /// Removes everything of the migration but the container itself.
+    async fn drop_staging(&self) -> Result<(), HostError>;
+
+    /// Removes everything, the reserved container included.
+    async fn drop_all(&self) -> Result<(), HostError>;
+
+    /// Asks the source's journal.
+    async fn ask_source(&self) -> Result<Verdict, HostError>;
+
+    /// For status and logs; must not block.
+    fn observe(&self, event: Event<'_>);
+}
+
+/// What a destination has reserved.
+#[derive(Clone, Debug)]
+pub struct Reservation {
+    /// Digests of layers that must be sent.
+    pub layers_missing: Vec<String>,
+    /// Shown by each stream in its [`StreamHello`].
+    pub data_token: Vec<u8>,
+}
+
+impl Reservation {
+    /// The greeting of a stream that belongs to this reservation.
+    #[must_use]
+    pub fn hello(&self, migration_id: String) -> StreamHello {
+        StreamHello {
+            migration_id,
+            data_token: self.data_token.clone(),
+        }
+    }
+}

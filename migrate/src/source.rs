@@ -1,0 +1,424 @@
+//! The source's role.
+//!
+//! Until the commit the source owns the container, and whatever fails ends with it running here. The commit is one
+//! durable record in this host's journal. From then on the destination owns it: the copy here is never thawed again,
+//! whatever happens, and is removed only when the destination says that its own runs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tranship_proto::ids::MigrationId;
+use tranship_proto::v1::migrate_message::Body;
+use tranship_proto::v1::{Drained, Freezing, Go, MigrationRole, Phase, Ready, Running, Seeded, Span};
+
+use crate::control::{Conversation, unexpected};
+use crate::deadlines::{ASK_AGAIN, IMAGES, REPLY, RESUME, SYNC};
+use crate::error::{ControlError, Failure, HostError, StepError};
+use crate::handoff::SourceStep;
+use crate::host::{ByteStream, CommitError, DestinationSays, Event, Reservation, SourceHost};
+use crate::timings::{Timings, blackout_us};
+use crate::transport::{send_end, send_hello, send_tree};
+use crate::trees::{Tree, TreeName, TreeReport, checkpoint_digest};
+
+/// How a migration ended, seen from the source.
+#[derive(Debug)]
+pub enum SourceEnd {
+    /// The destination runs the container.
+    Done,
+    /// It failed before the container was frozen. Nothing changed.
+    Failed(Failure),
+    /// It failed while the container stood still. It runs here again, unless an undo failed.
+    RolledBack {
+        /// What failed.
+        failure: Failure,
+        /// What could not be undone; empty when all was.
+        undo: Vec<HostError>,
+    },
+    /// The commit was attempted, and whether the destination runs the container is not known here. The copy stays
+    /// frozen.
+    Unknown(Failure),
+}
+
+/// A migration's end and what was measured on the way.
+#[derive(Debug)]
+pub struct SourceReport {
+    /// How it ended.
+    pub end: SourceEnd,
+    /// Stretches of both roles.
+    pub spans: Vec<Span>,
+    /// What was sent.
+    pub trees: Vec<TreeReport>,
+    /// From the freeze to the first instruction at the destination, in microseconds; 0 unless it is done.
+    pub blackout_us: u64,
+    /// The whole migration, in microseconds.
+    pub total_us: u64,
+}
+
+/// The source's role in one migration.
+pub struct Source {
+    migration: MigrationId,
+    host: Arc<dyn SourceHost>,
+    conversation: Conversation,
+    cancelled: watch::Receiver<bool>,
+    timings: Timings,
+    trees: Vec<TreeReport>,
+    peer_spans: Vec<Span>,
+    frozen_at: Option<Instant>,
+    blackout_us: u64,
+}
+
+/// What the destination has promised, and the stream to it.
+struct Reserved {
+    reservation: Reservation,
+    epoch: u64,
+    stream: Box<dyn ByteStream>,
+    next_tree: u16,
+}
+
+/// Proof that the commit record is on stable storage.
+struct Committed {
+    epoch: u64,
+    digest: [u8; 32],
+}
+
+/// Why the way to the commit ended early.
+enum NotCommitted {
+    Failed(StepError),
+    Unknown(HostError),
+}
+
+impl<E: Into<StepError>> From<E> for NotCommitted {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Source {
+    /// The role, before anything was done. `cancelled` turns true when a person wants it to stop.
+    #[must_use]
+    pub fn new(
+        migration: MigrationId,
+        host: Arc<dyn SourceHost>,
+        conversation: Conversation,
+        cancelled: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            migration,
+            host,
+            conversation,
+            cancelled,
+            timings: Timings::begin(MigrationRole::Source),
+            trees: Vec::new(),
+            peer_spans: Vec::new(),
+            frozen_at: None,
+            blackout_us: 0,
+        }
+    }
+
+    /// Plays the role to its end.
+    pub async fn run(mut self) -> SourceReport {
+        let end = match self.up_to_commit().await {
+            Ok(committed) => self.after_commit(&committed).await,
+            Err(NotCommitted::Failed(cause)) => self.give_up(cause).await,
+            Err(NotCommitted::Unknown(cause)) => SourceEnd::Unknown(self.failure(cause)),
+        };
+        let mut spans = self.timings.spans().to_vec();
+        spans.append(&mut self.peer_spans);
+        SourceReport {
+            end,
+            spans,
+            trees: self.trees,
+            blackout_us: self.blackout_us,
+            total_us: self.timings.elapsed_us(),
+        }
+    }
+
+    async fn up_to_commit(&mut self) -> Result<Committed, NotCommitted> {
+        let mut reserved = self.reserve().await?;
+        self.seed(&mut reserved).await?;
+        self.rounds()?;
+        self.freeze().await?;
+        let digest = self.drain(&mut reserved).await?;
+        self.hold().await?;
+        self.commit(reserved.epoch, digest).await
+    }
+
+    async fn reserve(&mut self) -> Result<Reserved, StepError> {
+        self.enter(Phase::Reserve)?;
+        let reserve = self.host.describe().await?;
+        let epoch = reserve.next_epoch;
+        self.host.record(SourceStep::Intent).await?;
+        self.conversation.say(Body::Reserve(reserve)).await?;
+        let reserved = match self.hear("reserved", REPLY).await? {
+            Body::Reserved(reserved) => reserved,
+            other => return Err(unexpected("reserved", &other)),
+        };
+        let reservation = Reservation {
+            layers_missing: reserved.layers_missing,
+            data_token: reserved.data_token,
+        };
+        let mut stream = self.host.open_stream().await?;
+        send_hello(&mut stream, &reservation.hello(self.migration.to_string())).await?;
+        Ok(Reserved {
+            reservation,
+            epoch,
+            stream,
+            next_tree: 0,
+        })
+    }
+
+    /// What never changes can be sent while the container runs: layers of the image.
+    async fn seed(&mut self, reserved: &mut Reserved) -> Result<(), StepError> {
+        self.enter(Phase::Seed)?;
+        let began = Instant::now();
+        for digest in reserved.reservation.layers_missing.clone() {
+            let name = format!("layer:{digest}")
+                .parse::<TreeName>()
+                .map_err(|error| HostError::new("send a layer", error))?;
+            let layer = self.host.layer(&name).await?;
+            self.send(reserved, &layer).await?;
+        }
+        self.timings.record("layers", began, began.elapsed());
+        self.conversation.say(Body::Seeded(Seeded {})).await?;
+        Ok(())
+    }
+
+    /// Stop and copy has no rounds: everything that changes is sent while the container stands still.
+    fn rounds(&mut self) -> Result<(), StepError> {
+        self.enter(Phase::Rounds)
+    }
+
+    async fn freeze(&mut self) -> Result<(), StepError> {
+        self.enter(Phase::Freeze)?;
+        self.host.record(SourceStep::Freezing).await?;
+        self.conversation.say(Body::Freezing(Freezing {})).await?;
+        self.frozen_at = Some(Instant::now());
+        let host = Arc::clone(&self.host);
+        self.timings.measure("freezer", host.freeze()).await?;
+        self.timings.measure("network cut", host.cut_network()).await?;
+        Ok(())
+    }
+
+    async fn drain(&mut self, reserved: &mut Reserved) -> Result<[u8; 32], StepError> {
+        self.enter(Phase::Drain)?;
+        let host = Arc::clone(&self.host);
+        let images = self.timings.measure("dump", host.dump()).await?;
+        for stage in &images.stages {
+            self.timings.record(&stage.name, stage.start, stage.duration);
+        }
+        let mut trees = vec![Tree {
+            name: TreeName::Images,
+            path: images.path,
+        }];
+        trees.extend(host.frozen_trees().await?);
+        for tree in &trees {
+            self.enter(Phase::Drain)?;
+            let began = Instant::now();
+            self.send(reserved, tree).await?;
+            self.timings
+                .record(&format!("send {}", tree.name), began, began.elapsed());
+        }
+        send_end(&mut reserved.stream).await?;
+        let digest = checkpoint_digest(&self.trees);
+        self.conversation
+            .say(Body::Drained(Drained {
+                digest: digest.to_vec(),
+            }))
+            .await?;
+        let began = Instant::now();
+        match self.hear("prepared", SYNC).await? {
+            Body::Prepared(prepared) if prepared.digest == digest => {}
+            Body::Prepared(_) => return Err(StepError::Digest),
+            other => return Err(unexpected("prepared", &other)),
+        }
+        self.timings
+            .record("verified and durable", began, began.elapsed());
+        Ok(digest)
+    }
+
+    async fn hold(&mut self) -> Result<(), StepError> {
+        self.enter(Phase::Hold)?;
+        let began = Instant::now();
+        match self.hear("ready", IMAGES).await? {
+            Body::Ready(Ready { spans }) => self.peer_spans.extend(spans),
+            other => return Err(unexpected("ready", &other)),
+        }
+        self.timings.record("restored and held", began, began.elapsed());
+        Ok(())
+    }
+
+    /// The point of no return. Before the record the source owns the container, after it the destination does.
+    async fn commit(&mut self, epoch: u64, digest: [u8; 32]) -> Result<Committed, NotCommitted> {
+        self.enter(Phase::Commit)?;
+        let host = Arc::clone(&self.host);
+        match self.timings.measure("commit record", host.commit(digest)).await {
+            Ok(()) => Ok(Committed { epoch, digest }),
+            Err(CommitError::NotRecorded(error)) => Err(NotCommitted::Failed(error.into())),
+            Err(CommitError::Unknown(error)) => Err(NotCommitted::Unknown(error)),
+        }
+    }
+
+    /// The destination owns the container now. Nothing below may thaw the copy.
+    async fn after_commit(&mut self, committed: &Committed) -> SourceEnd {
+        match self.resume(committed).await {
+            Ok(()) => self.clean().await,
+            Err(cause) => SourceEnd::Unknown(self.failure(cause)),
+        }
+    }
+
+    async fn resume(&mut self, committed: &Committed) -> Result<(), StepError> {
+        self.note(Phase::Resume);
+        let go_at = Instant::now();
+        let go = Go {
+            epoch: committed.epoch,
+            digest: committed.digest.to_vec(),
+        };
+        let answer = match self.conversation.say(Body::Go(go)).await {
+            Ok(()) => self.conversation.hear("running", RESUME).await,
+            Err(error) => Err(error.into()),
+        };
+        match answer {
+            Ok(Body::Running(Running {
+                spans,
+                go_to_running_us,
+                go_to_answer_us,
+            })) => {
+                let freeze_to_go = self.frozen_at.map_or(Duration::ZERO, |frozen| go_at - frozen);
+                self.blackout_us =
+                    blackout_us(freeze_to_go, go_at.elapsed(), go_to_running_us, go_to_answer_us);
+                self.timings.record("go to running", go_at, go_at.elapsed());
+                self.peer_spans.extend(spans);
+                Ok(())
+            }
+            Ok(other) => Err(unexpected("running", &other)),
+            Err(StepError::Control(lost)) => self.ask_until_it_runs(lost).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The connection is gone, the destination may not be: it may have heard Go, or may ask this host's journal.
+    async fn ask_until_it_runs(&mut self, lost: ControlError) -> Result<(), StepError> {
+        let give_up_at = Instant::now() + RESUME;
+        while Instant::now() < give_up_at {
+            match self.host.ask_destination().await {
+                Ok(DestinationSays::Runs) => return Ok(()),
+                Ok(DestinationSays::Gone) => break,
+                Ok(DestinationSays::Resuming | DestinationSays::Waits) => {}
+                Err(error) => {
+                    tracing::debug!(migration_id = %self.migration, %error, "the destination does not answer")
+                }
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+        Err(lost.into())
+    }
+
+    async fn clean(&mut self) -> SourceEnd {
+        self.note(Phase::Clean);
+        let host = Arc::clone(&self.host);
+        let removed = self.timings.measure("remove the copy", host.remove_copy()).await;
+        let staging = host.drop_staging().await;
+        if let Err(error) = removed.and(staging) {
+            // The container runs at the destination all the same; recovery removes the rest at the next start.
+            tracing::error!(migration_id = %self.migration, error = %crate::error::chain(&error), "the moved container's copy could not be removed");
+            return SourceEnd::Done;
+        }
+        if let Err(error) = host.record(SourceStep::Done).await {
+            tracing::error!(migration_id = %self.migration, error = %crate::error::chain(&error), "the end of the migration could not be recorded");
+        }
+        SourceEnd::Done
+    }
+
+    async fn give_up(&mut self, cause: StepError) -> SourceEnd {
+        let cause = self.peers_own_words(cause).await;
+        let failure = self.failure(cause);
+        self.conversation.abort(crate::error::chain(&failure)).await;
+        let (step, mut undo) = match self.frozen_at {
+            None => (SourceStep::Aborted, Vec::new()),
+            Some(_) => (SourceStep::RolledBack, self.undo_freeze().await),
+        };
+        undo.extend(self.host.drop_staging().await.err());
+        if undo.is_empty() {
+            undo.extend(self.host.record(step).await.err());
+        }
+        match step {
+            SourceStep::RolledBack => SourceEnd::RolledBack { failure, undo },
+            _ => SourceEnd::Failed(failure),
+        }
+    }
+
+    /// Network first, so that the first instruction finds it there.
+    async fn undo_freeze(&mut self) -> Vec<HostError> {
+        let host = Arc::clone(&self.host);
+        let network = self
+            .timings
+            .measure("mend the network", host.mend_network())
+            .await;
+        let thaw = self.timings.measure("thaw", host.thaw()).await;
+        network.err().into_iter().chain(thaw.err()).collect()
+    }
+
+    /// A broken stream is often only the shadow of something the destination has a better name for.
+    async fn peers_own_words(&mut self, cause: StepError) -> StepError {
+        if !matches!(cause, StepError::Transport(_)) {
+            return cause;
+        }
+        match self.conversation.hear("a reason", ASK_AGAIN).await {
+            Err(theirs @ StepError::Destination { .. }) => theirs,
+            _ => cause,
+        }
+    }
+
+    async fn send(&mut self, reserved: &mut Reserved, tree: &Tree) -> Result<(), StepError> {
+        let number = reserved.next_tree;
+        let report = tokio::select! {
+            report = send_tree(&mut reserved.stream, number, tree) => report?,
+            () = is_set(&mut self.cancelled) => return Err(StepError::Cancelled),
+        };
+        reserved.next_tree += 1;
+        self.host.observe(Event::Tree(&report));
+        self.trees.push(report);
+        Ok(())
+    }
+
+    async fn hear(&mut self, waiting_for: &'static str, deadline: Duration) -> Result<Body, StepError> {
+        tokio::select! {
+            body = self.conversation.hear(waiting_for, deadline) => body,
+            () = is_set(&mut self.cancelled) => Err(StepError::Cancelled),
+        }
+    }
+
+    /// Enters a phase that may still be cancelled.
+    fn enter(&mut self, phase: Phase) -> Result<(), StepError> {
+        if self.timings.phase() != phase {
+            self.note(phase);
+        }
+        if *self.cancelled.borrow() {
+            Err(StepError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn note(&mut self, phase: Phase) {
+        self.timings.enter(phase);
+        tracing::info!(migration_id = %self.migration, role = "source", phase = crate::phase::name(phase), elapsed_ms = self.timings.elapsed_us() / 1000, "phase");
+        self.host.observe(Event::Spans(self.timings.spans()));
+        self.host.observe(Event::Phase(phase));
+    }
+
+    fn failure(&self, cause: impl Into<StepError>) -> Failure {
+        Failure {
+            phase: self.timings.phase(),
+            cause: cause.into(),
+        }
+    }
+}
+
+async fn is_set(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|set| *set).await.is_err() {
+        // Nobody can set it any more.
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,584 @@
+//! Both roles against each other in one process: real trees, real frames over an in-memory stream, hosts that are
+//! simulated and can be told to fail. Says who has the container in the end, whatever fails.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, watch};
+use tranship_migrate::control::{Control, Conversation};
+use tranship_migrate::destination::{Destination, DestinationEnd, DestinationReport};
+use tranship_migrate::error::{ControlError, HostError};
+use tranship_migrate::handoff::{DestinationStep, SourceStep, Verdict, verdict};
+use tranship_migrate::host::{
+    ByteStream, CommitError, DestinationHost, DestinationSays, DumpedImages, Event, HeldRestore, Reservation,
+    SourceHost, Stage,
+};
+use tranship_migrate::source::{Source, SourceEnd, SourceReport};
+use tranship_migrate::transport::TreeSink;
+use tranship_migrate::trees::{Tree, TreeName, TreeReport};
+use tranship_proto::ids::MigrationId;
+use tranship_proto::v1::migrate_message::Body;
+use tranship_proto::v1::{MigrateMessage, Reserve};
+
+/// What both hosts share: who runs, what was journaled, and what is to fail.
+#[derive(Default)]
+struct World {
+    source_runs: bool,
+    source_on_network: bool,
+    destination_runs: bool,
+    destination_on_network: bool,
+    destination_dropped: bool,
+    copy_removed: bool,
+    source_journal: Vec<SourceStep>,
+    destination_journal: Vec<DestinationStep>,
+    fail: Option<&'static str>,
+    calls: Vec<&'static str>,
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    fn enter(&self, call: &'static str) -> Result<(), HostError> {
+        let mut world = self.0.lock().unwrap();
+        world.calls.push(call);
+        if world.fail == Some(call) {
+            Err(HostError::new(call, "told to fail"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+        change(&mut self.0.lock().unwrap())
+    }
+}
+
+struct SimulatedSource {
+    world: Shared,
+    dir: PathBuf,
+    stream: Mutex<Option<tokio::io::DuplexStream>>,
+}
+
+#[async_trait]
+impl SourceHost for SimulatedSource {
+    async fn describe(&self) -> Result<Reserve, HostError> {
+        self.world.enter("describe")?;
+        Ok(Reserve {
+            next_epoch: 8,
+            ..Reserve::default()
+        })
+    }
+
+    async fn record(&self, step: SourceStep) -> Result<(), HostError> {
+        self.world.with(|world| world.source_journal.push(step));
+        self.world.enter("source record")
+    }
+
+    async fn commit(&self, _digest: [u8; 32]) -> Result<(), CommitError> {
+        self.world.enter("commit").map_err(CommitError::NotRecorded)?;
+        self.world.enter("commit fsync").map_err(CommitError::Unknown)?;
+        self.world
+            .with(|world| world.source_journal.push(SourceStep::Committed));
+        Ok(())
+    }
+
+    async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
+        self.world.enter("open stream")?;
+        let stream = self.stream.lock().unwrap().take();
+        Ok(Box::new(
+            stream.ok_or_else(|| HostError::new("open stream", "taken"))?,
+        ))
+    }
+
+    async fn layer(&self, name: &TreeName) -> Result<Tree, HostError> {
+        self.world.enter("layer")?;
+        Ok(Tree {
+            name: name.clone(),
+            path: self.dir.join("layer"),
+        })
+    }
+
+    async fn freeze(&self) -> Result<(), HostError> {
+        self.world.with(|world| world.source_runs = false);
+        self.world.enter("freeze")
+    }
+
+    async fn cut_network(&self) -> Result<(), HostError> {
+        self.world.with(|world| world.source_on_network = false);
+        self.world.enter("cut network")
+    }
+
+    async fn dump(&self) -> Result<DumpedImages, HostError> {
+        self.world.enter("dump")?;
+        Ok(DumpedImages {
+            path: self.dir.join("images"),
+            stages: Vec::new(),
+        })
+    }
+
+    async fn frozen_trees(&self) -> Result<Vec<Tree>, HostError> {
+        self.world.enter("frozen trees")?;
+        let volume = TreeName::Volume("data".parse().unwrap());
+        Ok(vec![
+            Tree {
+                name: TreeName::Rootfs,
+                path: self.dir.join("rootfs"),
+            },
+            Tree {
+                name: volume,
+                path: self.dir.join("volume"),
+            },
+        ])
+    }
+
+    async fn mend_network(&self) -> Result<(), HostError> {
+        self.world.with(|world| world.source_on_network = true);
+        Ok(())
+    }
+
+    async fn thaw(&self) -> Result<(), HostError> {
+        self.world.with(|world| {
+            assert!(
+                !world.source_journal.contains(&SourceStep::Committed),
+                "thawed after the commit"
+            );
+            world.source_runs = true;
+        });
+        Ok(())
+    }
+
+    async fn drop_staging(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn remove_copy(&self) -> Result<(), HostError> {
+        self.world.with(|world| {
+            assert!(
+                world.destination_runs,
+                "the copy was removed before the destination ran"
+            );
+            world.copy_removed = true;
+        });
+        Ok(())
+    }
+
+    async fn ask_destination(&self) -> Result<DestinationSays, HostError> {
+        Ok(self.world.with(|world| {
+            if world.destination_runs {
+                DestinationSays::Runs
+            } else if world.destination_dropped {
+                DestinationSays::Gone
+            } else {
+                DestinationSays::Waits
+            }
+        }))
+    }
+
+    fn observe(&self, _event: Event<'_>) {}
+}
+
+struct Place {
+    world: Shared,
+    dir: PathBuf,
+    closed: Mutex<BTreeMap<String, u64>>,
+}
+
+impl TreeSink for Place {
+    fn open(&self, name: &TreeName) -> Result<OwnedFd, HostError> {
+        self.world.enter("open tree")?;
+        let path = self.dir.join(name.to_string());
+        std::fs::create_dir(&path).map_err(|error| HostError::new("make a tree", error))?;
+        let dir = std::fs::File::open(&path).map_err(|error| HostError::new("open a tree", error))?;
+        Ok(dir.into())
+    }
+
+    fn close(&self, report: &TreeReport) -> Result<(), HostError> {
+        self.closed
+            .lock()
+            .unwrap()
+            .insert(report.name.to_string(), report.bytes);
+        Ok(())
+    }
+}
+
+struct SimulatedDestination {
+    world: Shared,
+    place: Arc<Place>,
+    stream: Mutex<Option<tokio::io::DuplexStream>>,
+}
+
+struct Held(Shared);
+
+#[async_trait]
+impl HeldRestore for Held {
+    fn stages(&self) -> &[Stage] {
+        &[]
+    }
+
+    async fn release(self: Box<Self>) -> Result<Vec<Stage>, HostError> {
+        self.0.enter("release")?;
+        self.0.with(|world| {
+            assert!(
+                world.source_journal.contains(&SourceStep::Committed),
+                "resumed before the commit"
+            );
+            assert!(!world.source_runs, "two owners");
+            world.destination_runs = true;
+        });
+        Ok(Vec::new())
+    }
+
+    async fn abandon(self: Box<Self>) -> Result<(), HostError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl DestinationHost for SimulatedDestination {
+    async fn reserve(&self, _reserve: &Reserve) -> Result<Reservation, HostError> {
+        self.world.enter("reserve")?;
+        let layer = format!("sha256:{}", "cd".repeat(32));
+        Ok(Reservation {
+            layers_missing: vec![layer],
+            data_token: vec![1; 16],
+        })
+    }
+
+    async fn accept_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
+        let mut stream = self
+            .stream
+            .lock()
+            .unwrap()
+            .take()
+            .ok_or_else(|| HostError::new("accept", "taken"))?;
+        let mut greeting = [0; 16];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut greeting)
+            .await
+            .map_err(|error| HostError::new("greet", error))?;
+        let length = u32::from_le_bytes([greeting[4], greeting[5], greeting[6], greeting[7]]);
+        let mut payload = vec![0; length as usize];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut payload)
+            .await
+            .map_err(|error| HostError::new("greet", error))?;
+        Ok(Box::new(stream))
+    }
+
+    fn sink(&self) -> Arc<dyn TreeSink> {
+        Arc::clone(&self.place) as Arc<dyn TreeSink>
+    }
+
+    async fn record(&self, step: DestinationStep) -> Result<(), HostError> {
+        self.world.with(|world| world.destination_journal.push(step));
+        let call = match step {
+            DestinationStep::Prepared => "record prepared",
+            DestinationStep::Ready => "record ready",
+            DestinationStep::Resuming => "record resuming",
+            _ => return Ok(()),
+        };
+        self.world.enter(call)
+    }
+
+    async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError> {
+        self.world.enter("restore")?;
+        Ok(Box::new(Held(self.world.clone())))
+    }
+
+    async fn plug_network(&self) -> Result<(), HostError> {
+        self.world.enter("plug")?;
+        self.world.with(|world| {
+            assert!(!world.source_on_network, "the address answers twice");
+            world.destination_on_network = true;
+        });
+        Ok(())
+    }
+
+    async fn adopt(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn drop_staging(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn drop_all(&self) -> Result<(), HostError> {
+        self.world.with(|world| world.destination_dropped = true);
+        Ok(())
+    }
+
+    async fn ask_source(&self) -> Result<Verdict, HostError> {
+        Ok(self
+            .world
+            .with(|world| verdict(world.source_journal.last().copied(), false)))
+    }
+
+    fn observe(&self, _event: Event<'_>) {}
+}
+
+/// One end of a control connection that can be cut before the message of a certain name.
+struct Wire {
+    out: mpsc::Sender<MigrateMessage>,
+    inbox: mpsc::Receiver<MigrateMessage>,
+    cut_before: Option<&'static str>,
+}
+
+#[async_trait]
+impl Control for Wire {
+    async fn send(&mut self, message: MigrateMessage) -> Result<(), ControlError> {
+        let said = message.body.as_ref().map(tranship_migrate::control::name);
+        if said.is_some() && said == self.cut_before {
+            self.inbox.close();
+            let (closed, _) = mpsc::channel(1);
+            self.out = closed;
+        }
+        self.out
+            .send(message)
+            .await
+            .map_err(|_| ControlError::Lost { waiting_for: "room" })
+    }
+
+    async fn receive(&mut self) -> Result<Option<MigrateMessage>, ControlError> {
+        Ok(self.inbox.recv().await)
+    }
+}
+
+struct Outcome {
+    source: SourceReport,
+    destination: Option<DestinationReport>,
+    world: Shared,
+    _dir: TempDir,
+}
+
+fn fill(dir: &Path) {
+    for tree in ["images", "rootfs", "volume", "layer"] {
+        let root = dir.join(tree);
+        std::fs::create_dir_all(root.join("deep/er")).unwrap();
+        for number in 0..40_usize {
+            std::fs::write(root.join(format!("file-{number}")), vec![7; number * 10_007]).unwrap();
+        }
+        std::fs::write(root.join("deep/er/last"), tree).unwrap();
+    }
+}
+
+/// The destination's side: waits for a reservation, as a daemon does, then plays the role.
+async fn answer(
+    migration: MigrationId,
+    host: SimulatedDestination,
+    mut wire: Wire,
+) -> Option<DestinationReport> {
+    let Ok(Some(MigrateMessage {
+        body: Some(Body::Reserve(reserve)),
+        ..
+    })) = wire.receive().await
+    else {
+        return None;
+    };
+    let conversation = Conversation::new(migration, Box::new(wire));
+    Some(
+        Destination::new(migration, Arc::new(host), conversation)
+            .run(reserve)
+            .await,
+    )
+}
+
+async fn migrate(fail: Option<&'static str>, cut_before: Option<&'static str>, cancel: bool) -> Outcome {
+    let dir = TempDir::new().unwrap();
+    fill(dir.path());
+    let arrived = dir.path().join("arrived");
+    std::fs::create_dir(&arrived).unwrap();
+    let world = Shared(Arc::new(Mutex::new(World {
+        source_runs: true,
+        source_on_network: true,
+        fail,
+        ..World::default()
+    })));
+    let (here, there) = tokio::io::duplex(64 << 10);
+    let (to_destination, at_destination) = mpsc::channel(8);
+    let (to_source, at_source) = mpsc::channel(8);
+    let migration = MigrationId::generate();
+    let source_host = SimulatedSource {
+        world: world.clone(),
+        dir: dir.path().to_owned(),
+        stream: Mutex::new(Some(here)),
+    };
+    let place = Place {
+        world: world.clone(),
+        dir: arrived,
+        closed: Mutex::default(),
+    };
+    let destination_host = SimulatedDestination {
+        world: world.clone(),
+        place: Arc::new(place),
+        stream: Mutex::new(Some(there)),
+    };
+    let wire = Wire {
+        out: to_source,
+        inbox: at_destination,
+        cut_before,
+    };
+    let destination = tokio::spawn(answer(migration, destination_host, wire));
+    let wire = Wire {
+        out: to_destination,
+        inbox: at_source,
+        cut_before,
+    };
+    let (_cancel, cancelled) = watch::channel(cancel);
+    let conversation = Conversation::new(migration, Box::new(wire));
+    let source = Source::new(migration, Arc::new(source_host), conversation, cancelled)
+        .run()
+        .await;
+    let destination = tokio::time::timeout(Duration::from_secs(60), destination)
+        .await
+        .unwrap()
+        .unwrap();
+    Outcome {
+        source,
+        destination,
+        world,
+        _dir: dir,
+    }
+}
+
+fn assert_one_owner(outcome: &Outcome, what: &str) {
+    let (source, destination) = outcome
+        .world
+        .with(|world| (world.source_runs, world.destination_runs));
+    assert!(
+        source != destination,
+        "{what}: source runs {source}, destination runs {destination}"
+    );
+    outcome.world.with(|world| {
+        assert_eq!(
+            world.source_runs, world.source_on_network,
+            "{what}: source's network"
+        );
+        assert_eq!(
+            world.destination_runs, world.destination_on_network,
+            "{what}: destination's network"
+        );
+        assert_eq!(world.copy_removed, world.destination_runs, "{what}: the copy");
+        assert_eq!(
+            world.destination_dropped,
+            !world.destination_runs && outcome.destination.is_some(),
+            "{what}"
+        );
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_moves_and_every_byte_with_it() {
+    let outcome = migrate(None, None, false).await;
+    assert!(
+        matches!(outcome.source.end, SourceEnd::Done),
+        "{:?}",
+        outcome.source.end
+    );
+    let destination = outcome.destination.as_ref().unwrap();
+    assert!(
+        matches!(destination.end, DestinationEnd::Runs),
+        "{:?}",
+        destination.end
+    );
+    assert_one_owner(&outcome, "nothing failed");
+    assert_eq!(outcome.source.trees, destination.trees);
+    let names: Vec<String> = outcome
+        .source
+        .trees
+        .iter()
+        .map(|tree| tree.name.to_string())
+        .collect();
+    assert_eq!(names[1..], ["images", "rootfs", "volume:data"]);
+    assert!(outcome.source.blackout_us > 0);
+    let journal = outcome.world.with(|world| world.source_journal.clone());
+    assert_eq!(
+        journal,
+        [
+            SourceStep::Intent,
+            SourceStep::Freezing,
+            SourceStep::Committed,
+            SourceStep::Done
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_fails_before_the_commit_leaves_the_source_running() {
+    let points = [
+        "describe",
+        "source record",
+        "open stream",
+        "layer",
+        "freeze",
+        "cut network",
+        "dump",
+        "frozen trees",
+        "reserve",
+        "open tree",
+        "record prepared",
+        "restore",
+        "record ready",
+        "commit",
+    ];
+    for point in points {
+        let outcome = migrate(Some(point), None, false).await;
+        assert_one_owner(&outcome, point);
+        assert!(
+            outcome.world.with(|world| world.source_runs),
+            "{point}: lost at the source"
+        );
+        assert!(
+            matches!(&outcome.source.end, SourceEnd::Failed(_))
+                || matches!(&outcome.source.end, SourceEnd::RolledBack { undo, .. } if undo.is_empty()),
+            "{point}: {:?}",
+            outcome.source.end
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_cut_before_any_message_leaves_one_owner() {
+    let messages = [
+        "reserved", "seeded", "freezing", "drained", "prepared", "ready", "go", "running",
+    ];
+    for message in messages {
+        let outcome = migrate(None, Some(message), false).await;
+        assert_one_owner(&outcome, message);
+        let committed = outcome
+            .world
+            .with(|world| world.source_journal.contains(&SourceStep::Committed));
+        assert_eq!(
+            committed,
+            outcome.world.with(|world| world.destination_runs),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_nobody_knows_of_keeps_the_copy_frozen() {
+    let outcome = migrate(Some("commit fsync"), None, false).await;
+    assert!(
+        matches!(outcome.source.end, SourceEnd::Unknown(_)),
+        "{:?}",
+        outcome.source.end
+    );
+    assert!(!outcome.world.with(|world| world.source_runs));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_migration_touches_nothing() {
+    let outcome = migrate(None, None, true).await;
+    assert!(matches!(&outcome.source.end, SourceEnd::Failed(failure) if failure.is_cancelled()));
+    outcome.world.with(|world| {
+        assert!(world.source_runs && world.source_on_network);
+        assert_eq!(world.source_journal, [SourceStep::Aborted]);
+        assert_eq!(world.calls, ["source record"]);
+    });
+}
