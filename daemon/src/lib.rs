@@ -5,6 +5,9 @@
 
 pub mod clock;
 pub mod config;
+pub mod image;
+pub mod network;
 pub mod observe;
 pub mod peers;
 pub mod registry;
+mod sys;

@@ -1,0 +1,1 @@
+//! Images: archives become layers, configurations and names.

@@ -1,0 +1,140 @@
+//! Packet sockets (`AF_PACKET`), as far as ARP needs them.
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use rustix::net::netdevice;
+
+const ETHERTYPE_ARP: u16 = 0x0806;
+const BROADCAST: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
+
+const _: () = assert!(
+    mem::size_of::<libc::sockaddr_ll>() == 20,
+    "as linux/if_packet.h has it"
+);
+
+/// A socket that sends and receives the ARP packets of one link, without their Ethernet headers.
+#[derive(Debug)]
+pub struct ArpSocket {
+    fd: OwnedFd,
+    link: libc::sockaddr_ll,
+}
+
+impl ArpSocket {
+    /// A socket on the link of that name in the calling thread's network namespace; it stays there.
+    ///
+    /// # Errors
+    /// When there is no such link, or without CAP_NET_RAW.
+    pub fn open(link: &str) -> io::Result<Self> {
+        // SAFETY: no pointers; the result is checked before it becomes an owned descriptor.
+        let raw = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                0,
+            )
+        };
+        if raw < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `raw` was just returned by the kernel and nobody else has it.
+        let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(raw) };
+        let index = netdevice::name_to_index(&fd, link)?;
+        let asked = address(index, [0; 8])?;
+        // SAFETY: the pointer is to a live `sockaddr_ll` and the length is its size.
+        let bound = unsafe {
+            libc::bind(
+                fd.as_raw_fd(),
+                (&raw const asked).cast(),
+                mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if bound < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let link = own_address(&fd)?;
+        Ok(Self { fd, link })
+    }
+
+    /// The link's hardware address.
+    #[must_use]
+    pub fn hardware_address(&self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.link.sll_addr;
+        [a, b, c, d, e, f]
+    }
+
+    /// Sends to everybody on the link.
+    ///
+    /// # Errors
+    /// When the link is down or gone.
+    pub fn broadcast(&self, payload: &[u8]) -> io::Result<()> {
+        let to = address(self.link.sll_ifindex.unsigned_abs(), BROADCAST)?;
+        // SAFETY: both pointers are to live memory of the lengths given with them.
+        let sent = unsafe {
+            libc::sendto(
+                self.fd.as_raw_fd(),
+                payload.as_ptr().cast(),
+                payload.len(),
+                0,
+                (&raw const to).cast(),
+                mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The next packet, cut to the buffer's length; none when the deadline comes first.
+    ///
+    /// # Errors
+    /// When the link goes down or away.
+    pub fn receive(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<Option<usize>> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up, so that the last millisecond is not spun through.
+            let timeout = PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX);
+            let mut waiting = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+            match nix::poll::poll(&mut waiting, timeout) {
+                Ok(0) if Instant::now() >= deadline => return Ok(None),
+                Ok(0) | Err(nix::Error::EINTR) => continue,
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match rustix::io::read(&self.fd, &mut *buffer) {
+                Ok(length) => return Ok(Some(length)),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn address(index: u32, hardware: [u8; 8]) -> io::Result<libc::sockaddr_ll> {
+    Ok(libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: ETHERTYPE_ARP.to_be(),
+        sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: hardware,
+    })
+}
+
+fn own_address(fd: &OwnedFd) -> io::Result<libc::sockaddr_ll> {
+    let mut link = MaybeUninit::<libc::sockaddr_ll>::zeroed();
+    let mut length = mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `link`, which has that many.
+    let got = unsafe { libc::getsockname(fd.as_raw_fd(), link.as_mut_ptr().cast(), &raw mut length) };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: every bit pattern is a `sockaddr_ll`, and it began as zeroes.
+    Ok(unsafe { link.assume_init() })
+}
