@@ -17,7 +17,6 @@ use tranship_proto::ids::{ContainerId, Digest, Name};
 
 /// Whether a call had to do anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
 pub enum Outcome {
     /// Things are now as asked for.
     Changed,

@@ -5,8 +5,8 @@
 //!
 //! | option | why |
 //! |---|---|
-//! | `index=off` | an index keeps copied-up hard links in the work directory, which does not travel, and ties the upper directory to the file handles of its lower ones: a mount over the same layers on another host fails with ESTALE |
-//! | `nfs_export=off` | needs the index. The price: CRIU cannot name an inotify watch on the root file system by file handle, and has to find the path by scanning (its `irmap` options). A watch on a volume is not on an overlay and has no such limit |
+//! | `index=off` | an index keeps the tie between copied-up hard links in the work directory, which does not travel, and binds the upper directory to the file handle of its lowest root: a mount over the same layers elsewhere fails with ESTALE, and with that mark removed a hard link shows its old content |
+//! | `nfs_export=off` | needs the index. The price: the kernel cannot open a file of the root file system by its handle, and CRIU refuses to dump an inotify watch there unless `irmap_scan_paths` names the container's root, where it then finds the path by inode number. A watch on a volume is not on an overlay and needs no such help |
 //! | `redirect_dir=nofollow` | a renamed directory would carry the path of a lower one in an attribute; here renaming a directory of a layer answers EXDEV, which `mv` and package managers handle by copying, and a redirect that a peer planted is not followed |
 //! | `metacopy=off` | every changed file has its whole content in the upper directory; one that claims otherwise is refused |
 //! | `xino=off` | all directories lie in one file system, whose inode numbers are already distinct |

@@ -14,6 +14,7 @@ use rustix::fs::{
     mknodat, utimensat,
 };
 use tempfile::TempDir;
+use tranship_storage_drivers::digest::tree_listing;
 use tranship_storage_drivers::tree::{TreeError, TreePart, TreeReader, TreeSummary, TreeWriter};
 
 /// A new directory on a real disk: /tmp may be a tmpfs, which differs in what it can hold.
@@ -92,8 +93,16 @@ pub fn capability() -> Vec<u8> {
         .collect()
 }
 
-/// Fills a directory with one of everything that must survive a move.
+/// Fills a directory with one of everything that must survive a move, the overlay's marks included.
 pub fn fill_with_everything(root: &Path) {
+    fill(root);
+    make_node(&root.join("whiteout"), FileType::CharacterDevice, (0, 0));
+    set_xattr(&root.join("opaque"), "trusted.overlay.opaque", b"y");
+    set_mtime(root, 1_600_000_000, 1);
+}
+
+/// Fills a directory with one of everything that a process in a container can make.
+pub fn fill(root: &Path) {
     let at = |name: &str| root.join(name);
     fs::create_dir(at("etc")).unwrap();
     fs::write(at("etc/passwd"), b"root:x:0:0::/:/bin/sh\n").unwrap();
@@ -114,7 +123,6 @@ pub fn fill_with_everything(root: &Path) {
     fs::hard_link(at("fifo"), at("fifo again")).unwrap();
     make_node(&at("socket"), FileType::Socket, (0, 0));
     make_node(&at("null"), FileType::CharacterDevice, (1, 3));
-    make_node(&at("whiteout"), FileType::CharacterDevice, (0, 0));
     make_node(&at("block"), FileType::BlockDevice, (259, 70_000));
     fs::write(at("tool"), b"#!/bin/sh\n").unwrap();
     set_owner(&at("tool"), 1000, 1001);
@@ -126,7 +134,6 @@ pub fn fill_with_everything(root: &Path) {
     for name in ["opaque", "inherits", "closed", "closed/in"] {
         fs::create_dir(at(name)).unwrap();
     }
-    set_xattr(&at("opaque"), "trusted.overlay.opaque", b"y");
     set_xattr(&at("inherits"), "system.posix_acl_default", &acl());
     set_xattr(&at("etc/passwd"), "system.posix_acl_access", &acl());
     fs::write(at("closed/in/side"), b"x").unwrap();
@@ -166,4 +173,21 @@ pub fn write_all(root: &Path, parts: impl IntoIterator<Item = TreePart>) -> Resu
 
 pub fn copy(from: &Path, to: &Path) -> TreeSummary {
     write_all(to, TreeReader::open(from).unwrap().map(Result::unwrap)).unwrap()
+}
+
+/// Fails with the lines in which two trees differ.
+pub fn same_trees(one: &Path, other: &Path) {
+    let (one, other) = (tree_listing(one).unwrap(), tree_listing(other).unwrap());
+    let only = |here: &[String], there: &[String]| -> Vec<String> {
+        here.iter()
+            .filter(|line| !there.contains(line))
+            .cloned()
+            .collect()
+    };
+    assert!(
+        one == other,
+        "only in one: {:#?}\nonly in the other: {:#?}",
+        only(&one, &other),
+        only(&other, &one)
+    );
 }
