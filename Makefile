@@ -33,7 +33,7 @@ lint: setup
 	shellcheck -x .ci/run scripts/*
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
-	$(TRANSHIP_PREFIX)/cargo/bin/cargo-deny --log-level warn check licenses bans sources
+	$(TRANSHIP_PREFIX)/cargo/bin/cargo-deny --locked --log-level warn check licenses bans sources
 
 test: setup lint
 	scripts/run-tests
