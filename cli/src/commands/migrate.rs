@@ -1,0 +1,395 @@
+//! `tranship migrate`, and what becomes of migrations.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::StreamExt;
+use tranship_proto::v1::{
+    ListMigrationsRequest, Migration, MigrationOptions, MigrationOutcome, NameRequest, StartMigrationRequest,
+};
+
+use super::root::Session;
+use super::{several, timeline};
+use crate::connect::Client;
+use crate::failure::Failure;
+use crate::output::{Columns, Format, Output};
+use crate::{json, units};
+
+/// Exit code for a migration of which nobody knows how it ended.
+const UNKNOWN: u8 = 6;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed before anything changed; 2 usage; 3 no such container, host or migration;
+4 refused by the preflight; 5 failed and rolled back: the container runs at the source; 6 outcome
+unknown: see `migrate status`; 7 cancelled; 8 timed out and rolled back.
+
+A container whose name is that of a subcommand is named by its id.";
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = EXIT_CODES)]
+pub struct Migrate {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    start: Start,
+}
+
+#[derive(clap::Args)]
+struct Start {
+    /// Name or id of a running container of this host.
+    #[arg(required = true)]
+    container: Option<String>,
+    /// Where to: a host of the cluster.
+    #[arg(required = true)]
+    host: Option<String>,
+    /// Only tell whether it could be moved, and what is in the way.
+    #[arg(long)]
+    check: bool,
+    /// Longest blackout, such as 100ms.
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    max_downtime: Option<Duration>,
+    /// Longest time for the whole, such as 1h.
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    timeout: Option<Duration>,
+    /// What to do then.
+    #[arg(long, value_name = "ACTION", value_parser = ["cancel", "force"], default_value = "cancel")]
+    on_timeout: String,
+    /// Most bytes a second, such as 100m.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    max_bandwidth: Option<u64>,
+    /// Number of data connections.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
+    streams: Option<u32>,
+    /// Print the migration's id and leave it to itself.
+    #[arg(long, conflicts_with = "check")]
+    detach: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Verb {
+    /// List migrations, running and past.
+    Ls,
+    /// Show everything about migrations.
+    Status {
+        /// Ids.
+        #[arg(required = true, value_name = "MIGRATION")]
+        ids: Vec<String>,
+    },
+    /// Follow a migration to its end.
+    Watch {
+        /// Its id.
+        #[arg(value_name = "MIGRATION")]
+        id: String,
+    },
+    /// Cancel migrations: the containers stay where they are.
+    Cancel {
+        /// Ids.
+        #[arg(required = true, value_name = "MIGRATION")]
+        ids: Vec<String>,
+    },
+}
+
+impl Migrate {
+    pub async fn run(self, session: &Session) -> Result<u8, Failure> {
+        let coded = |failure: Failure| match failure {
+            coded @ (Failure::WithCode { .. } | Failure::Some { .. }) => coded,
+            failure => {
+                let code = failure.migrate_code();
+                failure.with_code(code)
+            }
+        };
+        match self.verb {
+            None => self.start.run(session).await.map_err(coded),
+            Some(Verb::Watch { id }) => {
+                let client = session.client().await?;
+                follow(session.output, client, id).await.map_err(coded)
+            }
+            Some(Verb::Ls) => ls(session).await.map(|()| 0),
+            Some(Verb::Status { ids }) => status(session, &ids).await.map_err(coded).map(|()| 0),
+            Some(Verb::Cancel { ids }) => {
+                let client = session.client().await?;
+                let cancelled = several::each(session.output, &ids, async |id| {
+                    client
+                        .clone()
+                        .cancel_migration(NameRequest { name: id.to_owned() })
+                        .await?;
+                    Ok(id.to_owned())
+                });
+                cancelled.await.map(|()| 0)
+            }
+        }
+    }
+}
+
+impl Start {
+    async fn run(self, session: &Session) -> Result<u8, Failure> {
+        let (detach, check) = (self.detach, self.check);
+        let mut client = session.client().await?;
+        let migration = client.start_migration(self.into_request()).await?.into_inner();
+        let output = session.output;
+        if check {
+            return report_check(output, &migration);
+        }
+        if migration.outcome() != MigrationOutcome::Unspecified {
+            return report(output, &migration);
+        }
+        if detach {
+            output.line(&migration.id)?;
+            return Ok(0);
+        }
+        follow(output, client, migration.id).await
+    }
+
+    fn into_request(self) -> StartMigrationRequest {
+        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
+        let options = MigrationOptions {
+            max_downtime_ms: self.max_downtime.map_or(0, milliseconds),
+            timeout_s: self.timeout.map_or(0, seconds),
+            on_timeout: self.on_timeout,
+            max_bandwidth_bytes: self.max_bandwidth.unwrap_or(0),
+            streams: self.streams.unwrap_or(0),
+        };
+        StartMigrationRequest {
+            container: self.container.unwrap_or_default(),
+            host: self.host.unwrap_or_default(),
+            check: self.check,
+            options: Some(options),
+        }
+    }
+}
+
+/// Watches a migration to its end and reports it. Ctrl-C asks for a cancellation, a second one leaves it to itself.
+async fn follow(output: Output, client: Client, id: String) -> Result<u8, Failure> {
+    let progress = output.progress("{spinner} {msg} ({elapsed})");
+    let mut last = None;
+    let watch = async {
+        let mut stream = client
+            .clone()
+            .watch_migration(NameRequest { name: id.clone() })
+            .await?
+            .into_inner();
+        while let Some(migration) = stream.next().await {
+            let migration: Migration = migration?;
+            let (phase, bytes) = (
+                json::phase(migration.phase),
+                units::show_bytes(migration.bytes_sent),
+            );
+            progress.set_message(format!("{phase}, {bytes} sent"));
+            last = Some(migration);
+        }
+        Ok::<_, tonic::Status>(())
+    };
+    let outcome = tokio::select! {
+        outcome = watch => outcome,
+        failure = cancel_on_interrupt(client.clone(), &id) => return Err(failure),
+    };
+    progress.finish_and_clear();
+    match last {
+        Some(migration) if migration.outcome() != MigrationOutcome::Unspecified => report(output, &migration),
+        _ => Err(match outcome {
+            Err(status) if status.code() == tonic::Code::NotFound => status.into(),
+            Err(status) => lost(&id, status.message()),
+            Ok(()) => lost(&id, "the daemon ended the conversation"),
+        }),
+    }
+}
+
+fn lost(id: &str, why: &str) -> Failure {
+    let text = format!(
+        "lost sight of migration {id} ({why}): it goes on without us and its outcome is unknown here; \
+         `tranship migrate status {id}` tells it once the daemon answers"
+    );
+    Failure::Usage(text).with_code(UNKNOWN)
+}
+
+/// For ever, but for a second Ctrl-C or a failure.
+async fn cancel_on_interrupt(mut client: Client, id: &str) -> Failure {
+    let mut interrupt = match signal(SignalKind::interrupt()) {
+        Ok(interrupt) => interrupt,
+        Err(error) => return Failure::local("cannot listen for signals")(error),
+    };
+    interrupt.recv().await;
+    eprintln!("tranship: cancelling; once more to leave the migration to itself");
+    if let Err(status) = client.cancel_migration(NameRequest { name: id.to_owned() }).await {
+        eprintln!("tranship: cannot cancel: {}", status.message());
+    }
+    interrupt.recv().await;
+    lost(id, "interrupted")
+}
+
+/// Prints a migration that has an outcome, and answers its exit code.
+fn report(output: Output, migration: &Migration) -> Result<u8, Failure> {
+    match (output.quiet, output.format) {
+        (true, _) => output.line(&migration.id)?,
+        (false, Format::Json) => output.record(migration)?,
+        (false, Format::Table) => output.line(&timeline::show(migration))?,
+    }
+    explain(migration);
+    Ok(exit_code(migration.outcome()))
+}
+
+fn explain(migration: &Migration) {
+    if migration.outcome() == MigrationOutcome::Done {
+        return;
+    }
+    let outcome = json::outcome(migration.outcome).replace('_', " ");
+    let error = if migration.error.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", migration.error)
+    };
+    eprintln!(
+        "tranship: migration of {} {outcome}{error}",
+        migration.container_name
+    );
+    migration
+        .blockers
+        .iter()
+        .for_each(|blocker| eprintln!("  {blocker}"));
+    if !migration.advice.is_empty() {
+        eprintln!("{}", migration.advice);
+    }
+}
+
+fn report_check(output: Output, migration: &Migration) -> Result<u8, Failure> {
+    if output.format == Format::Json {
+        output.record(migration)?;
+    }
+    match migration.outcome() {
+        MigrationOutcome::Unspecified | MigrationOutcome::Done if migration.blockers.is_empty() => {
+            output.say(&format!(
+                "{} can move to {}",
+                migration.container_name, migration.destination
+            ));
+            Ok(0)
+        }
+        MigrationOutcome::Unspecified | MigrationOutcome::Done => {
+            explain(&Migration {
+                outcome: MigrationOutcome::Refused.into(),
+                ..migration.clone()
+            });
+            Ok(exit_code(MigrationOutcome::Refused))
+        }
+        outcome => {
+            explain(migration);
+            Ok(exit_code(outcome))
+        }
+    }
+}
+
+fn exit_code(outcome: MigrationOutcome) -> u8 {
+    match outcome {
+        MigrationOutcome::Done => 0,
+        MigrationOutcome::Failed => 1,
+        MigrationOutcome::Refused => 4,
+        MigrationOutcome::RolledBack => 5,
+        MigrationOutcome::Unspecified | MigrationOutcome::Unknown => UNKNOWN,
+        MigrationOutcome::Cancelled => 7,
+        MigrationOutcome::TimedOut => 8,
+    }
+}
+
+async fn ls(session: &Session) -> Result<(), Failure> {
+    let reply = session
+        .client()
+        .await?
+        .list_migrations(ListMigrationsRequest {})
+        .await?;
+    let columns = Columns {
+        headings: &[
+            "MIGRATION",
+            "CONTAINER",
+            "FROM",
+            "TO",
+            "STARTED",
+            "PHASE",
+            "OUTCOME",
+            "BLACKOUT",
+            "TOTAL",
+        ],
+        cells: &|migration: &Migration| {
+            let time = |us: u64| {
+                if us == 0 {
+                    "-".to_owned()
+                } else {
+                    units::show_us(us)
+                }
+            };
+            vec![
+                migration.id.clone(),
+                migration.container_name.clone(),
+                migration.source.clone(),
+                migration.destination.clone(),
+                units::show_age(migration.started_ms),
+                json::phase(migration.phase),
+                json::outcome(migration.outcome).replace('_', " "),
+                time(migration.blackout_us),
+                time(migration.total_us),
+            ]
+        },
+        key: &|migration: &Migration| migration.id.clone(),
+    };
+    session.output.list(&reply.into_inner().migrations, &columns)
+}
+
+async fn status(session: &Session, ids: &[String]) -> Result<(), Failure> {
+    let client = session.client().await?;
+    let get = async |id: &str| -> Result<Migration, Failure> {
+        Ok(client
+            .clone()
+            .get_migration(NameRequest { name: id.to_owned() })
+            .await?
+            .into_inner())
+    };
+    if let [id] = ids {
+        let migration = get(id).await?;
+        return match session.output.format {
+            Format::Json => session.output.record(&migration),
+            Format::Table => {
+                session.output.line(&timeline::show(&migration))?;
+                if migration.outcome() != MigrationOutcome::Unspecified {
+                    explain(&migration);
+                }
+                Ok(())
+            }
+        };
+    }
+    several::each(session.output, ids, async |id| {
+        let migration = get(id).await?;
+        match session.output.format {
+            Format::Json => Ok(json::value(&migration)?.to_string()),
+            Format::Table => Ok(timeline::show(&migration)),
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_the_contract() {
+        let codes = [
+            (MigrationOutcome::Done, 0),
+            (MigrationOutcome::Failed, 1),
+            (MigrationOutcome::Refused, 4),
+            (MigrationOutcome::RolledBack, 5),
+            (MigrationOutcome::Unknown, 6),
+            (MigrationOutcome::Cancelled, 7),
+            (MigrationOutcome::TimedOut, 8),
+        ];
+        for (outcome, code) in codes {
+            assert_eq!(exit_code(outcome), code, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn losing_sight_says_how_to_find_it_again() {
+        let failure = lost("01ABC", "broken pipe");
+        assert_eq!(failure.exit_code(), 6);
+        assert!(failure.to_string().contains("tranship migrate status 01ABC"));
+    }
+}

@@ -1,0 +1,158 @@
+//! A migration as people read it: what took how long on which host, what travelled, how long the container stood still.
+//!
+//! Spans of source and destination are on different clocks, so each side's are listed by themselves; only durations are
+//! compared.
+
+use tranship_proto::v1::{Migration, MigrationRole, Phase, Span, TreeBytes};
+
+use crate::output::table;
+use crate::{json, units};
+
+/// The whole story, without a line end.
+pub fn show(migration: &Migration) -> String {
+    let mut parts = vec![headline(migration)];
+    if !migration.spans.is_empty() {
+        parts.push(spans(migration));
+    }
+    if !migration.trees.is_empty() {
+        parts.push(trees(migration));
+    }
+    parts.push(totals(migration));
+    parts.join("\n\n")
+}
+
+fn headline(migration: &Migration) -> String {
+    let Migration {
+        container_name,
+        source,
+        destination,
+        id,
+        ..
+    } = migration;
+    let outcome = json::outcome(migration.outcome).replace('_', " ");
+    let phase = match migration.phase() {
+        Phase::Unspecified | Phase::Clean => String::new(),
+        _ => format!(" in phase {}", json::phase(migration.phase)),
+    };
+    format!("{container_name}: {source} -> {destination}   {outcome}{phase}   {id}")
+}
+
+fn spans(migration: &Migration) -> String {
+    let mut table = table(&["PHASE", "WHAT", "HOST", "START", "TIME"]);
+    let mut spans: Vec<&Span> = migration.spans.iter().collect();
+    spans.sort_by_key(|span| (span.phase, span.role, span.start_us));
+    let mut last = None;
+    for span in spans {
+        let host = match span.role() {
+            MigrationRole::Destination => &migration.destination,
+            _ => &migration.source,
+        };
+        let phase = if last == Some(span.phase) {
+            String::new()
+        } else {
+            json::phase(span.phase)
+        };
+        last = Some(span.phase);
+        table.add_row(vec![
+            phase,
+            span.name.clone(),
+            host.clone(),
+            right(&units::show_us(span.start_us)),
+            right(&units::show_us(span.duration_us)),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+fn trees(migration: &Migration) -> String {
+    let mut table = table(&["TREE", "ENTRIES", "BYTES"]);
+    for tree in &migration.trees {
+        let TreeBytes {
+            tree: name,
+            entries,
+            bytes,
+        } = tree;
+        table.add_row(vec![
+            shown_name(name),
+            right(&entries.to_string()),
+            right(&units::show_bytes(*bytes)),
+        ]);
+    }
+    table.trim_fmt()
+}
+
+/// A layer's digest in twelve digits.
+fn shown_name(tree: &str) -> String {
+    match tree.split_once("sha256:") {
+        Some((kind, hex)) => format!("{kind}{}", hex.chars().take(12).collect::<String>()),
+        None => tree.to_owned(),
+    }
+}
+
+fn totals(migration: &Migration) -> String {
+    let mut totals = vec![format!("total {}", units::show_us(migration.total_us))];
+    if migration.blackout_us > 0 {
+        totals.insert(0, format!("blackout {}", units::show_us(migration.blackout_us)));
+    }
+    totals.push(format!("{} sent", units::show_bytes(migration.bytes_sent)));
+    totals.join(", ")
+}
+
+/// Numbers stand below each other.
+fn right(text: &str) -> String {
+    format!("{text:>9}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(phase: Phase, role: MigrationRole, name: &str, start_us: u64) -> Span {
+        Span {
+            name: name.to_owned(),
+            role: role.into(),
+            start_us,
+            duration_us: 1500,
+            phase: phase.into(),
+        }
+    }
+
+    #[test]
+    fn spans_are_in_the_order_of_the_phases_and_name_the_host() {
+        let migration = Migration {
+            container_name: "db".to_owned(),
+            source: "a".to_owned(),
+            destination: "b".to_owned(),
+            phase: Phase::Clean.into(),
+            outcome: 1,
+            spans: vec![
+                span(Phase::Hold, MigrationRole::Destination, "restore", 10),
+                span(Phase::Freeze, MigrationRole::Source, "freezer", 5),
+            ],
+            trees: vec![TreeBytes {
+                tree: format!("layer:sha256:{}", "ab".repeat(32)),
+                entries: 3,
+                bytes: 4_000,
+            }],
+            blackout_us: 90_000,
+            total_us: 1_000_000,
+            bytes_sent: 5_000_000,
+            ..Migration::default()
+        };
+        let text = show(&migration);
+        let place = |word: &str| {
+            text.find(word)
+                .unwrap_or_else(|| panic!("{word} is missing in\n{text}"))
+        };
+        assert!(place("freezer") < place("restore"));
+        assert!(text.starts_with("db: a -> b   done   "), "{text}");
+        assert!(
+            text.contains("layer:abababababab ") && text.contains("4.00 kB"),
+            "{text}"
+        );
+        assert!(
+            text.ends_with("blackout 90.0 ms, total 1000 ms, 5.00 MB sent"),
+            "{text}"
+        );
+    }
+}
