@@ -3,6 +3,11 @@
 //! A driver joins by one line at the end of this file. The tests mount, make devices and set trusted attributes, so they
 //! run as root, on a real disk.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "the claims are tests, in functions that each driver's tests call"
+)]
+
 mod common;
 
 use std::fs::{self, File};

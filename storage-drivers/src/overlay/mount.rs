@@ -194,5 +194,128 @@ fn explanation(context: &OwnedFd) -> String {
         text.push_str(": ");
         text.push_str(words.trim_start_matches(['e', 'w', 'i']).trim());
     }
+    if text.is_empty() {
+        // Some refusals of the overlay are only written to the log of the kernel.
+        text.push_str("; its log (dmesg) may say why");
+    }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::mount::{UnmountFlags, unmount};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Directories {
+        place: TempDir,
+        lower: Vec<PathBuf>,
+    }
+
+    impl Directories {
+        fn new(layers: usize) -> Self {
+            let place = tempfile::tempdir_in("/var/tmp").unwrap();
+            let lower: Vec<_> = (0..layers)
+                .map(|n| place.path().join(format!("{n:032}")))
+                .collect();
+            for (number, layer) in lower.iter().enumerate() {
+                fs::create_dir(layer).unwrap();
+                fs::write(layer.join(format!("of-{number}")), "").unwrap();
+            }
+            for name in ["upper", "work", "target"] {
+                fs::create_dir(place.path().join(name)).unwrap();
+            }
+            Self { place, lower }
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.place.path().join(name)
+        }
+
+        /// How many names are seen at the target after it was mounted.
+        fn names_after(
+            &self,
+            mount: impl FnOnce(&OverlayMount<'_>, &Path) -> io::Result<()>,
+        ) -> io::Result<usize> {
+            let (upper, work, target) = (self.at("upper"), self.at("work"), self.at("target"));
+            mount(
+                &OverlayMount {
+                    lower: &self.lower,
+                    upper: &upper,
+                    work: &work,
+                },
+                &target,
+            )?;
+            let names = fs::read_dir(&target).map(Iterator::count);
+            unmount(&target, UnmountFlags::DETACH)?;
+            names
+        }
+    }
+
+    #[test]
+    fn the_older_interface_takes_more_layers_than_a_page_of_paths() {
+        let directories = Directories::new(100);
+        assert!(directories.lower.len() * 44 > OPTION_PAGE_BYTES);
+        assert_eq!(
+            directories
+                .names_after(|overlay, target| overlay.attach_by_options(target))
+                .unwrap(),
+            100
+        );
+    }
+
+    #[test]
+    fn the_newer_interface_takes_as_many_layers_as_the_kernel() {
+        let directories = Directories::new(400);
+        let mounted = directories.names_after(|overlay, target| overlay.attach(target).map_err(|e| e.source));
+        assert_eq!(mounted.unwrap(), 400);
+    }
+
+    #[test]
+    fn a_mount_that_is_nowhere_leaves_no_trace() {
+        let directories = Directories::new(1);
+        let (upper, work) = (directories.at("upper"), directories.at("work"));
+        drop(
+            OverlayMount {
+                lower: &directories.lower,
+                upper: &upper,
+                work: &work,
+            }
+            .detached()
+            .unwrap(),
+        );
+        let names = rustix::fs::llistxattr(&upper, &mut [0; 1024]).unwrap();
+        assert_eq!(names, 0, "the upper directory has attributes");
+    }
+
+    #[test]
+    fn a_refusal_carries_the_words_of_the_kernel() {
+        let directories = Directories::new(1);
+        let (upper, work, target) = (
+            directories.at("upper"),
+            directories.at("work"),
+            directories.at("target"),
+        );
+        let file = [directories.lower[0].join("of-0")];
+        let error = OverlayMount {
+            lower: &file,
+            upper: &upper,
+            work: &work,
+        }
+        .attach(&target)
+        .unwrap_err();
+        assert!(error.to_string().contains("not a directory"), "{error}");
+        let inside = directories.at("upper/inside");
+        fs::create_dir(&inside).unwrap();
+        let overlay = OverlayMount {
+            lower: &directories.lower,
+            upper: &upper,
+            work: &inside,
+        };
+        let error = overlay.attach(&target).unwrap_err();
+        assert!(error.to_string().contains("dmesg"), "{error}");
+    }
 }

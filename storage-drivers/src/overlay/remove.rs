@@ -59,3 +59,44 @@ fn empty_until_directory(directory: &OwnedFd) -> io::Result<Option<CString>> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::mkdirat;
+
+    use super::*;
+
+    #[test]
+    fn a_tree_deeper_than_descriptors_and_paths_go_is_removed() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let root = place.path().join("deep");
+        fs::create_dir(&root).unwrap();
+        let mut directory = open(&root, DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..5000 {
+            mkdirat(&directory, "down", Mode::RWXU).unwrap();
+            directory = openat(&directory, "down", DIRECTORY, Mode::empty()).unwrap();
+        }
+        remove_tree(&root).unwrap();
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn a_symlink_is_removed_and_not_followed() {
+        let place = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (root, outside) = (place.path().join("root"), place.path().join("outside"));
+        fs::create_dir(&root).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("file"), "").unwrap();
+        symlink(&outside, root.join("link")).unwrap();
+        symlink(&outside, place.path().join("also")).unwrap();
+        for number in 0..2000 {
+            fs::write(root.join(number.to_string()), "").unwrap();
+        }
+        remove_tree(&root).unwrap();
+        remove_tree(&place.path().join("also")).unwrap();
+        assert!(outside.join("file").exists() && !root.exists());
+    }
+}

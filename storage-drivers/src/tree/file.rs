@@ -23,15 +23,12 @@ pub(super) struct FileData {
 impl FileData {
     pub(super) fn new(fd: OwnedFd, path: Vec<u8>, stat: &Stat) -> Self {
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        // A small file whose blocks cover it has no holes worth two system calls.
-        let covered = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= size;
-        let dense = covered && size <= u64::from(MAX_DATA_BYTES);
         Self {
             fd,
             path,
             size,
             position: 0,
-            data_end: if dense { size } else { 0 },
+            data_end: 0,
         }
     }
 
@@ -49,24 +46,39 @@ impl FileData {
     }
 
     /// Moves to the next stretch of data; false when only a hole is left.
+    ///
+    /// The number of blocks would not do to tell a file without holes: those of its attributes count as well.
     fn find_data(&mut self) -> Result<bool, TreeError> {
-        let start = match seek(&self.fd, SeekFrom::Data(self.position)) {
+        // Most files begin with data, and most of those have no hole: one question answers both.
+        if self.position == 0 && self.find_end(0)? {
+            return Ok(true);
+        }
+        self.position = match seek(&self.fd, SeekFrom::Data(self.position)) {
             Ok(start) if start < self.size => start,
             Ok(_) | Err(Errno::NXIO) => return Ok(false),
             Err(error) => return Err(error).context("find the data of", &self.path),
         };
+        if self.find_end(self.position)? {
+            return Ok(true);
+        }
+        // Punched or cut since the last question.
+        Err(TreeError::Changed {
+            path: shown(&self.path),
+        })
+    }
+
+    /// Finds the end of the data at `start`; false when there are none.
+    fn find_end(&mut self, start: u64) -> Result<bool, TreeError> {
         match seek(&self.fd, SeekFrom::Hole(start)) {
-            Ok(end) if end > start => self.data_end = end.min(self.size),
-            // Punched or cut since the last question.
-            Ok(_) | Err(Errno::NXIO) => {
+            Ok(end) => self.data_end = end.min(self.size),
+            Err(Errno::NXIO) => {
                 return Err(TreeError::Changed {
                     path: shown(&self.path),
                 });
             }
             Err(error) => return Err(error).context("find the holes of", &self.path),
         }
-        self.position = start;
-        Ok(true)
+        Ok(self.data_end > start)
     }
 
     fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>, TreeError> {

@@ -14,6 +14,7 @@ use rustix::fs::{
     mknodat, utimensat,
 };
 use tempfile::TempDir;
+use tranship_proto::v1::{EntryKind, TreeEntry};
 use tranship_storage_drivers::digest::tree_listing;
 use tranship_storage_drivers::tree::{TreeError, TreePart, TreeReader, TreeSummary, TreeWriter};
 
@@ -190,4 +191,53 @@ pub fn same_trees(one: &Path, other: &Path) {
         only(&one, &other),
         only(&other, &one)
     );
+}
+
+/// An entry with plain attributes.
+pub fn entry(kind: EntryKind, path: &str) -> TreePart {
+    let path = path.as_bytes().to_vec();
+    TreePart::Entry(TreeEntry {
+        kind: kind.into(),
+        path,
+        mode: 0o755,
+        ..TreeEntry::default()
+    })
+}
+
+pub fn file(path: &str, size: u64) -> TreePart {
+    let path = path.as_bytes().to_vec();
+    TreePart::Entry(TreeEntry {
+        kind: EntryKind::File.into(),
+        path,
+        mode: 0o644,
+        size,
+        ..TreeEntry::default()
+    })
+}
+
+pub fn symlink_to(path: &str, target: &str) -> TreePart {
+    let (path, link_target) = (path.as_bytes().to_vec(), target.as_bytes().to_vec());
+    TreePart::Entry(TreeEntry {
+        kind: EntryKind::Symlink.into(),
+        path,
+        link_target,
+        ..TreeEntry::default()
+    })
+}
+
+pub fn hard_link(path: &str, target: &str) -> TreePart {
+    let (path, link_target) = (path.as_bytes().to_vec(), target.as_bytes().to_vec());
+    TreePart::Entry(TreeEntry {
+        kind: EntryKind::Hardlink.into(),
+        path,
+        link_target,
+        ..TreeEntry::default()
+    })
+}
+
+pub fn data(offset: u64, bytes: &[u8]) -> TreePart {
+    TreePart::Data {
+        offset,
+        bytes: bytes.to_vec(),
+    }
 }
