@@ -8,6 +8,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .type_attribute(".", "#[derive(serde::Serialize, serde::Deserialize)]")
         .type_attribute(".", "#[serde(rename_all = \"snake_case\")]")
         .message_attribute(".", "#[serde(default)]")
-        .compile_protos(&["proto/tranship/v1/api.proto", "proto/tranship/v1/peer.proto"], &["proto"])?;
+        .compile_protos(
+            &["proto/tranship/v1/api.proto", "proto/tranship/v1/peer.proto"],
+            &["proto"],
+        )?;
     Ok(())
 }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::migrate_message::Body;
-use tranship_proto::v1::{Failed, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, Running, Span};
+use tranship_proto::v1::{
+    Failed, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, Running, Seeded, Span,
+};
 
 use crate::control::{Conversation, unexpected};
 use crate::deadlines::{ASK_AGAIN, IMAGES, SEED_IDLE, STALL};
@@ -137,7 +139,11 @@ impl Destination {
                 }
             };
             match body {
-                Body::Seeded(_) => self.note(Phase::Rounds),
+                Body::Seeded(_) => {
+                    self.note(Phase::Rounds);
+                    self.host.layers_complete().await?;
+                    self.conversation.say(Body::Seeded(Seeded {})).await?;
+                }
                 Body::Freezing(_) => self.note(Phase::Drain),
                 Body::Drained(drained) => return Ok(drained.digest),
                 other => return Err(unexpected("drained", &other)),

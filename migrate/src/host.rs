@@ -151,6 +151,9 @@ pub trait DestinationHost: Send + Sync {
     /// Where its trees go. Refuses names that were not reserved.
     fn sink(&self) -> Arc<dyn TreeSink>;
 
+    /// Every missing layer has arrived: the writable layer can have its place now.
+    async fn layers_complete(&self) -> Result<(), HostError>;
+
     /// Writes a step to the journal; durable when it returns.
     async fn record(&self, step: DestinationStep) -> Result<(), HostError>;
 

@@ -181,7 +181,10 @@ impl Source {
         }
         self.timings.record("layers", began, began.elapsed());
         self.conversation.say(Body::Seeded(Seeded {})).await?;
-        Ok(())
+        match self.hear("seeded", SYNC).await? {
+            Body::Seeded(_) => Ok(()),
+            other => Err(unexpected("seeded", &other)),
+        }
     }
 
     /// Stop and copy has no rounds: everything that changes is sent while the container stands still.

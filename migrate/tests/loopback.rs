@@ -275,6 +275,10 @@ impl DestinationHost for SimulatedDestination {
         Arc::clone(&self.place) as Arc<dyn TreeSink>
     }
 
+    async fn layers_complete(&self) -> Result<(), HostError> {
+        self.world.enter("layers complete")
+    }
+
     async fn record(&self, step: DestinationStep) -> Result<(), HostError> {
         self.world.with(|world| world.destination_journal.push(step));
         let call = match step {
@@ -521,6 +525,7 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
         "frozen trees",
         "reserve",
         "open tree",
+        "layers complete",
         "record prepared",
         "restore",
         "record ready",

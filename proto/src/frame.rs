@@ -138,7 +138,11 @@ impl FrameHeader {
         let max = self.kind.max_length();
         let empty_data = self.kind == FrameKind::Data && self.length == 0;
         if self.length > max || empty_data {
-            return Err(FrameError::Length { kind: self.kind, length: self.length, max });
+            return Err(FrameError::Length {
+                kind: self.kind,
+                length: self.length,
+                max,
+            });
         }
         if self.tree >= MAX_TREES {
             return Err(FrameError::Tree(self.tree));
@@ -168,31 +172,71 @@ mod tests {
             length: 0x0003_0201,
             offset: 0x0807_0605_0403,
         };
-        let golden =
-            [4, 0, 0x02, 0x01, 0x01, 0x02, 0x03, 0x00, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x00, 0x00];
+        let golden = [
+            4, 0, 0x02, 0x01, 0x01, 0x02, 0x03, 0x00, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x00, 0x00,
+        ];
         assert_eq!(header.encode(), golden);
         assert_eq!(FrameHeader::decode(&golden), Ok(header));
-        let end = FrameHeader { kind: FrameKind::End, tree: 0, length: 0, offset: 0 };
+        let end = FrameHeader {
+            kind: FrameKind::End,
+            tree: 0,
+            length: 0,
+            offset: 0,
+        };
         assert_eq!(end.encode(), [6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
     fn each_field_out_of_bounds_is_named() {
-        let good = FrameHeader { kind: FrameKind::Entry, tree: 0, length: 10, offset: 0 };
+        let good = FrameHeader {
+            kind: FrameKind::Entry,
+            tree: 0,
+            length: 10,
+            offset: 0,
+        };
         let mut bytes = good.encode();
         bytes[0] = 9;
         assert_eq!(FrameHeader::decode(&bytes), Err(FrameError::Kind(9)));
         bytes = good.encode();
         bytes[1] = 1;
-        assert_eq!(FrameHeader::decode(&bytes), Err(FrameError::NotZero(FrameKind::Entry)));
-        let long = FrameHeader { length: MAX_MESSAGE_BYTES + 1, ..good };
-        assert!(matches!(FrameHeader::decode(&long.encode()), Err(FrameError::Length { .. })));
-        let far = FrameHeader { kind: FrameKind::Data, offset: u64::MAX - 1, ..good };
-        assert_eq!(FrameHeader::decode(&far.encode()), Err(FrameError::Offset(u64::MAX - 1)));
-        let many = FrameHeader { tree: MAX_TREES, ..good };
-        assert_eq!(FrameHeader::decode(&many.encode()), Err(FrameError::Tree(MAX_TREES)));
-        let nothing = FrameHeader { kind: FrameKind::Data, length: 0, ..good };
-        assert!(matches!(FrameHeader::decode(&nothing.encode()), Err(FrameError::Length { .. })));
+        assert_eq!(
+            FrameHeader::decode(&bytes),
+            Err(FrameError::NotZero(FrameKind::Entry))
+        );
+        let long = FrameHeader {
+            length: MAX_MESSAGE_BYTES + 1,
+            ..good
+        };
+        assert!(matches!(
+            FrameHeader::decode(&long.encode()),
+            Err(FrameError::Length { .. })
+        ));
+        let far = FrameHeader {
+            kind: FrameKind::Data,
+            offset: u64::MAX - 1,
+            ..good
+        };
+        assert_eq!(
+            FrameHeader::decode(&far.encode()),
+            Err(FrameError::Offset(u64::MAX - 1))
+        );
+        let many = FrameHeader {
+            tree: MAX_TREES,
+            ..good
+        };
+        assert_eq!(
+            FrameHeader::decode(&many.encode()),
+            Err(FrameError::Tree(MAX_TREES))
+        );
+        let nothing = FrameHeader {
+            kind: FrameKind::Data,
+            length: 0,
+            ..good
+        };
+        assert!(matches!(
+            FrameHeader::decode(&nothing.encode()),
+            Err(FrameError::Length { .. })
+        ));
     }
 
     proptest! {

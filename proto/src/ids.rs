@@ -34,7 +34,10 @@ pub enum IdError {
 }
 
 fn is_hex64(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// A container's id, the same on every host it moves to.
@@ -66,7 +69,11 @@ impl FromStr for ContainerId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        if is_hex64(text) { Ok(Self(text.to_owned())) } else { Err(IdError::Container(text.to_owned())) }
+        if is_hex64(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(IdError::Container(text.to_owned()))
+        }
     }
 }
 
@@ -87,7 +94,9 @@ impl FromStr for MigrationId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        Ulid::from_string(text).map(Self).map_err(|_| IdError::Migration(text.to_owned()))
+        Ulid::from_string(text)
+            .map(Self)
+            .map_err(|_| IdError::Migration(text.to_owned()))
     }
 }
 
@@ -114,7 +123,10 @@ impl FromStr for Name {
         if starts_well && goes_on_well && text.len() <= limits::MAX_NAME_BYTES {
             Ok(Self(text.to_owned()))
         } else {
-            Err(IdError::Name { text: text.to_owned(), max: limits::MAX_NAME_BYTES })
+            Err(IdError::Name {
+                text: text.to_owned(),
+                max: limits::MAX_NAME_BYTES,
+            })
         }
     }
 }

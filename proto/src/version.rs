@@ -11,7 +11,10 @@ pub const NEWEST: u32 = 1;
 /// The newest version in both lists, or `None` where they have none in common.
 #[must_use]
 pub fn newest_common(ours: &[u32], theirs: &[u32]) -> Option<u32> {
-    ours.iter().copied().filter(|version| theirs.contains(version)).max()
+    ours.iter()
+        .copied()
+        .filter(|version| theirs.contains(version))
+        .max()
 }
 
 #[cfg(test)]
