@@ -1,7 +1,18 @@
 //! What the end-to-end tests, the demo and the benchmarks share.
 //!
-//! [`testbed`] stands in for several machines on one, [`command`] and [`programs`] run things.
+//! [`testbed`] stands in for several machines on one, [`tranship`] is the command line on its hosts, [`counter`] the client
+//! that notices every lost or repeated request (over [`resp`]), [`oracles`] judges that nothing is left behind,
+//! [`scenario`] is the frame of an end-to-end test.
+//! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, [`interrupt`] cleans up
+//! after a Ctrl-C.
 
 pub mod command;
+pub mod counter;
+pub mod images;
+pub mod interrupt;
+pub mod oracles;
 pub mod programs;
+pub mod resp;
+pub mod scenario;
 pub mod testbed;
+pub mod tranship;

@@ -1,0 +1,252 @@
+//! Judges that know nothing of how the work was done: is anything left behind, are two trees the same.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command;
+use crate::testbed::layout::CGROUP_PARENT;
+use crate::testbed::{Host, Testbed};
+
+/// How deep a host's disk is looked into: below are the contents of layers and volumes.
+const DISK_DEPTH: usize = 4;
+
+/// How deep a host's `/run` is looked into: below may be a container's root.
+const RUN_DEPTH: usize = 5;
+
+/// Things that come and go without anybody's fault: caches of the tools, the database's own files.
+const IGNORED: [&str; 6] = [
+    "/run/criu.kdat",
+    "/run/xtables.lock",
+    "/run/lock",
+    "/run/blkid",
+    "/run/mount",
+    "registry.db",
+];
+
+/// What there is on the hosts of a testbed, one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inventory {
+    lines: BTreeSet<String>,
+}
+
+impl Inventory {
+    /// Counts everything that a container or a migration could leave behind: mounts, links, nftables rules, cgroups,
+    /// processes, network namespaces, files in run directories and on disks, loop devices.
+    ///
+    /// # Errors
+    /// A host cannot be looked into.
+    pub fn take(bed: &Testbed) -> Result<Self> {
+        let mut lines = BTreeSet::new();
+        for host in bed.hosts() {
+            let name = host.name();
+            let found = look_into(host).with_context(|| format!("cannot take stock of host {name}"))?;
+            lines.extend(found.into_iter().map(|line| format!("{name}: {line}")));
+        }
+        let devices = command::succeed(
+            &mut command::command("losetup", ["-n", "-O", "NAME,BACK-FILE"]),
+            command::SHORT,
+        )?;
+        let disks = bed.layout().disks();
+        let ours = |line: &&str| line.contains(&*disks.to_string_lossy());
+        lines.extend(
+            devices
+                .text()
+                .lines()
+                .filter(ours)
+                .map(|line| format!("loop device {line}")),
+        );
+        Ok(Self { lines })
+    }
+
+    /// What is there now and was not, and the other way round.
+    #[must_use]
+    pub fn changes(&self, later: &Self) -> Vec<String> {
+        let left = later
+            .lines
+            .difference(&self.lines)
+            .map(|line| format!("left behind: {line}"));
+        let lost = self
+            .lines
+            .difference(&later.lines)
+            .map(|line| format!("gone: {line}"));
+        left.chain(lost).collect()
+    }
+
+    /// Checks that everything is as it was when this inventory was taken; what is undone in the background gets 10 s.
+    ///
+    /// # Errors
+    /// It is not; the message lists the differences.
+    pub fn expect_unchanged(&self, bed: &Testbed) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let changes = self.changes(&Self::take(bed)?);
+            if changes.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                bail!("the hosts are not as they were:\n  {}", changes.join("\n  "));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn look_into(host: &Host) -> Result<Vec<String>> {
+    let mut lines = mounts(host)?;
+    lines.extend(links(host)?);
+    let rules = host.run("nft", ["list", "ruleset"])?.text();
+    lines.extend(counted(
+        rules.lines().map(|line| format!("nftables {}", line.trim())),
+    ));
+    lines.extend(cgroups(host));
+    lines.extend(processes(host)?);
+    let mut files = Vec::new();
+    list(&host.path("/run"), Path::new("/run"), RUN_DEPTH, &mut files);
+    list(
+        &host.layout.disk(host.name()),
+        &host.layout.disk(host.name()),
+        DISK_DEPTH,
+        &mut files,
+    );
+    lines.extend(files);
+    Ok(lines)
+}
+
+fn mounts(host: &Host) -> Result<Vec<String>> {
+    let table = fs::read_to_string(format!("/proc/{}/mountinfo", host.holder.pid))?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    Ok(counted(points.map(|point| format!("mount {point}"))))
+}
+
+fn links(host: &Host) -> Result<Vec<String>> {
+    let links = host.run("ip", ["-o", "link"])?.text();
+    let names = links.lines().filter_map(|line| line.split(": ").nth(1));
+    Ok(names
+        .map(|name| format!("link {}", name.split('@').next().unwrap_or(name)))
+        .collect())
+}
+
+/// The host's cgroups, in every hierarchy.
+fn cgroups(host: &Host) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+    roots.extend(
+        fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path()),
+    );
+    for root in roots {
+        let own = root.join(CGROUP_PARENT).join(host.name());
+        found.extend(
+            folders_below(&own)
+                .into_iter()
+                .map(|path| format!("cgroup {}", path.display())),
+        );
+    }
+    found
+}
+
+fn folders_below(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let folders = entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path());
+    folders
+        .flat_map(|folder| {
+            let mut below = folders_below(&folder);
+            below.push(folder);
+            below
+        })
+        .collect()
+}
+
+/// The host's processes by name, and the network namespaces they are in.
+fn processes(host: &Host) -> Result<Vec<String>> {
+    let proc = host.path("/proc");
+    let mut names = Vec::new();
+    let mut namespaces = BTreeSet::new();
+    for entry in fs::read_dir(&proc)? {
+        let entry = entry?.path();
+        let is_process = entry
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.parse::<u32>().is_ok());
+        // One that ends while we look is none of the things that stay.
+        let Ok(name) = fs::read_to_string(entry.join("comm")) else {
+            continue;
+        };
+        if is_process {
+            names.push(format!("process {}", name.trim()));
+            namespaces.extend(fs::read_link(entry.join("ns/net")).ok());
+        }
+    }
+    names.push(format!("{} network namespaces with processes", namespaces.len()));
+    Ok(counted(names.into_iter()))
+}
+
+fn list(path: &Path, shown: &Path, depth: usize, found: &mut Vec<String>) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let name = shown.join(entry.file_name());
+        let text = name.to_string_lossy();
+        if IGNORED.iter().any(|ignored| text.contains(ignored)) {
+            continue;
+        }
+        found.push(format!("file {text}"));
+        if depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list(&entry.path(), &name, depth - 1, found);
+        }
+    }
+}
+
+/// Equal lines told apart by their number, so that a second one shows.
+fn counted(lines: impl Iterator<Item = String>) -> Vec<String> {
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort();
+    let mut number = 0;
+    let mut last = String::new();
+    lines
+        .into_iter()
+        .map(|line| {
+            number = if line == last { number + 1 } else { 1 };
+            last.clone_from(&line);
+            if number == 1 {
+                line
+            } else {
+                format!("{line} ({number})")
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inventory(lines: &[&str]) -> Inventory {
+        Inventory {
+            lines: counted(lines.iter().map(|line| (*line).to_owned()))
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_second_mount_of_the_same_place_shows() {
+        let changes = inventory(&["mount /run"]).changes(&inventory(&["mount /run", "mount /run"]));
+        assert_eq!(changes, ["left behind: mount /run (2)"]);
+    }
+
+    #[test]
+    fn what_went_away_shows_too() {
+        assert_eq!(
+            inventory(&["process transhipd"]).changes(&inventory(&[])),
+            ["gone: process transhipd"]
+        );
+    }
+}
