@@ -72,11 +72,12 @@ impl Exec {
             } else {
                 send(&sender, exec_request::Part::StdinEnd(true)).await;
             }
-            std::future::pending::<()>().await;
+            std::future::pending::<Failure>().await
         };
         tokio::select! {
             code = show(replies) => code,
-            () = input => unreachable_end(),
+            // Neither ends before the command does, unless it fails.
+            failure = input => Err(failure),
             failure = send_sizes(&sender, tty) => Err(failure),
         }
     }
@@ -94,13 +95,6 @@ impl Exec {
             size: if self.tty { terminal::size() } else { None },
         })
     }
-}
-
-/// The input never ends by itself: it is dropped when the command has ended.
-fn unreachable_end() -> Result<u8, Failure> {
-    Err(Failure::Daemon(Box::new(Status::aborted(
-        "the input ended before the command",
-    ))))
 }
 
 /// Prints until the exit code arrives.

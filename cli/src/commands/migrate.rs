@@ -76,7 +76,7 @@ enum Verb {
         #[arg(required = true, value_name = "MIGRATION")]
         ids: Vec<String>,
     },
-    /// Follow a migration to its end.
+    /// Follow a migration to its end; with `--format json` each change of its record is a line.
     Watch {
         /// Its id.
         #[arg(value_name = "MIGRATION")]
@@ -103,7 +103,10 @@ impl Migrate {
             None => self.start.run(session).await.map_err(coded),
             Some(Verb::Watch { id }) => {
                 let client = session.client().await?;
-                follow(session.output, client, id).await.map_err(coded)
+                let every_change = session.output.format == Format::Json;
+                follow(session.output, client, id, every_change)
+                    .await
+                    .map_err(coded)
             }
             Some(Verb::Ls) => ls(session).await.map(|()| 0),
             Some(Verb::Status { ids }) => status(session, &ids).await.map_err(coded).map(|()| 0),
@@ -132,13 +135,15 @@ impl Start {
             return report_check(output, &migration);
         }
         if migration.outcome() != MigrationOutcome::Unspecified {
-            return report(output, &migration);
+            report(output, &migration)?;
+            explain(&migration);
+            return Ok(exit_code(migration.outcome()));
         }
         if detach {
             output.line(&migration.id)?;
             return Ok(0);
         }
-        follow(output, client, migration.id).await
+        follow(output, client, migration.id, false).await
     }
 
     fn into_request(self) -> StartMigrationRequest {
@@ -161,7 +166,9 @@ impl Start {
 }
 
 /// Watches a migration to its end and reports it. Ctrl-C asks for a cancellation, a second one leaves it to itself.
-async fn follow(output: Output, client: Client, id: String) -> Result<u8, Failure> {
+///
+/// With `every_change` each record is printed as it comes, so the last one is not printed again.
+async fn follow(output: Output, client: Client, id: String, every_change: bool) -> Result<u8, Failure> {
     let progress = output.progress("{spinner} {msg} ({elapsed})");
     let mut last = None;
     let watch = async {
@@ -177,9 +184,12 @@ async fn follow(output: Output, client: Client, id: String) -> Result<u8, Failur
                 units::show_bytes(migration.bytes_sent),
             );
             progress.set_message(format!("{phase}, {bytes} sent"));
+            if every_change {
+                output.record(&migration)?;
+            }
             last = Some(migration);
         }
-        Ok::<_, tonic::Status>(())
+        Ok::<_, Failure>(())
     };
     let outcome = tokio::select! {
         outcome = watch => outcome,
@@ -187,10 +197,18 @@ async fn follow(output: Output, client: Client, id: String) -> Result<u8, Failur
     };
     progress.finish_and_clear();
     match last {
-        Some(migration) if migration.outcome() != MigrationOutcome::Unspecified => report(output, &migration),
+        Some(migration) if migration.outcome() != MigrationOutcome::Unspecified => {
+            if !every_change {
+                report(output, &migration)?;
+            }
+            explain(&migration);
+            Ok(exit_code(migration.outcome()))
+        }
         _ => Err(match outcome {
-            Err(status) if status.code() == tonic::Code::NotFound => status.into(),
-            Err(status) => lost(&id, status.message()),
+            Err(Failure::Daemon(status)) if status.code() != tonic::Code::NotFound => {
+                lost(&id, status.message())
+            }
+            Err(failure) => failure,
             Ok(()) => lost(&id, "the daemon ended the conversation"),
         }),
     }
@@ -219,15 +237,13 @@ async fn cancel_on_interrupt(mut client: Client, id: &str) -> Failure {
     lost(id, "interrupted")
 }
 
-/// Prints a migration that has an outcome, and answers its exit code.
-fn report(output: Output, migration: &Migration) -> Result<u8, Failure> {
+/// Prints a migration that has an outcome.
+fn report(output: Output, migration: &Migration) -> Result<(), Failure> {
     match (output.quiet, output.format) {
-        (true, _) => output.line(&migration.id)?,
-        (false, Format::Json) => output.record(migration)?,
-        (false, Format::Table) => output.line(&timeline::show(migration))?,
+        (true, _) => output.line(&migration.id),
+        (false, Format::Json) => output.record(migration),
+        (false, Format::Table) => output.line(&timeline::show(migration)),
     }
-    explain(migration);
-    Ok(exit_code(migration.outcome()))
 }
 
 fn explain(migration: &Migration) {
