@@ -2,21 +2,16 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_stream::StreamExt;
 use tranship_proto::v1::{
     ListMigrationsRequest, Migration, MigrationOptions, MigrationOutcome, NameRequest, StartMigrationRequest,
 };
 
+use super::follow::{exit_code, explain, follow, report, report_check};
 use super::root::Session;
 use super::{several, timeline};
-use crate::connect::Client;
 use crate::failure::Failure;
-use crate::output::{Columns, Format, Output};
+use crate::output::{Columns, Format};
 use crate::{json, units};
-
-/// Exit code for a migration of which nobody knows how it ended.
-const UNKNOWN: u8 = 6;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed before anything changed; 2 usage; 3 no such container, host or migration;
@@ -165,148 +160,6 @@ impl Start {
     }
 }
 
-/// Watches a migration to its end and reports it. Ctrl-C asks for a cancellation, a second one leaves it to itself.
-///
-/// With `every_change` each record is printed as it comes, so the last one is not printed again.
-async fn follow(output: Output, client: Client, id: String, every_change: bool) -> Result<u8, Failure> {
-    let progress = output.progress("{spinner} {msg} ({elapsed})");
-    let mut last = None;
-    let watch = async {
-        let mut stream = client
-            .clone()
-            .watch_migration(NameRequest { name: id.clone() })
-            .await?
-            .into_inner();
-        while let Some(migration) = stream.next().await {
-            let migration: Migration = migration?;
-            let (phase, bytes) = (
-                json::phase(migration.phase),
-                units::show_bytes(migration.bytes_sent),
-            );
-            progress.set_message(format!("{phase}, {bytes} sent"));
-            if every_change {
-                output.record(&migration)?;
-            }
-            last = Some(migration);
-        }
-        Ok::<_, Failure>(())
-    };
-    let outcome = tokio::select! {
-        outcome = watch => outcome,
-        failure = cancel_on_interrupt(client.clone(), &id) => return Err(failure),
-    };
-    progress.finish_and_clear();
-    match last {
-        Some(migration) if migration.outcome() != MigrationOutcome::Unspecified => {
-            if !every_change {
-                report(output, &migration)?;
-            }
-            explain(&migration);
-            Ok(exit_code(migration.outcome()))
-        }
-        _ => Err(match outcome {
-            Err(Failure::Daemon(status)) if status.code() != tonic::Code::NotFound => {
-                lost(&id, status.message())
-            }
-            Err(failure) => failure,
-            Ok(()) => lost(&id, "the daemon ended the conversation"),
-        }),
-    }
-}
-
-fn lost(id: &str, why: &str) -> Failure {
-    let text = format!(
-        "lost sight of migration {id} ({why}): it goes on without us and its outcome is unknown here; \
-         `tranship migrate status {id}` tells it once the daemon answers"
-    );
-    Failure::Usage(text).with_code(UNKNOWN)
-}
-
-/// For ever, but for a second Ctrl-C or a failure.
-async fn cancel_on_interrupt(mut client: Client, id: &str) -> Failure {
-    let mut interrupt = match signal(SignalKind::interrupt()) {
-        Ok(interrupt) => interrupt,
-        Err(error) => return Failure::local("cannot listen for signals")(error),
-    };
-    interrupt.recv().await;
-    eprintln!("tranship: cancelling; once more to leave the migration to itself");
-    if let Err(status) = client.cancel_migration(NameRequest { name: id.to_owned() }).await {
-        eprintln!("tranship: cannot cancel: {}", status.message());
-    }
-    interrupt.recv().await;
-    lost(id, "interrupted")
-}
-
-/// Prints a migration that has an outcome.
-fn report(output: Output, migration: &Migration) -> Result<(), Failure> {
-    match (output.quiet, output.format) {
-        (true, _) => output.line(&migration.id),
-        (false, Format::Json) => output.record(migration),
-        (false, Format::Table) => output.line(&timeline::show(migration)),
-    }
-}
-
-fn explain(migration: &Migration) {
-    if migration.outcome() == MigrationOutcome::Done {
-        return;
-    }
-    let outcome = json::outcome(migration.outcome).replace('_', " ");
-    let error = if migration.error.is_empty() {
-        String::new()
-    } else {
-        format!(": {}", migration.error)
-    };
-    eprintln!(
-        "tranship: migration of {} {outcome}{error}",
-        migration.container_name
-    );
-    migration
-        .blockers
-        .iter()
-        .for_each(|blocker| eprintln!("  {blocker}"));
-    if !migration.advice.is_empty() {
-        eprintln!("{}", migration.advice);
-    }
-}
-
-fn report_check(output: Output, migration: &Migration) -> Result<u8, Failure> {
-    if output.format == Format::Json {
-        output.record(migration)?;
-    }
-    match migration.outcome() {
-        MigrationOutcome::Unspecified | MigrationOutcome::Done if migration.blockers.is_empty() => {
-            output.say(&format!(
-                "{} can move to {}",
-                migration.container_name, migration.destination
-            ));
-            Ok(0)
-        }
-        MigrationOutcome::Unspecified | MigrationOutcome::Done => {
-            explain(&Migration {
-                outcome: MigrationOutcome::Refused.into(),
-                ..migration.clone()
-            });
-            Ok(exit_code(MigrationOutcome::Refused))
-        }
-        outcome => {
-            explain(migration);
-            Ok(exit_code(outcome))
-        }
-    }
-}
-
-fn exit_code(outcome: MigrationOutcome) -> u8 {
-    match outcome {
-        MigrationOutcome::Done => 0,
-        MigrationOutcome::Failed => 1,
-        MigrationOutcome::Refused => 4,
-        MigrationOutcome::RolledBack => 5,
-        MigrationOutcome::Unspecified | MigrationOutcome::Unknown => UNKNOWN,
-        MigrationOutcome::Cancelled => 7,
-        MigrationOutcome::TimedOut => 8,
-    }
-}
-
 async fn ls(session: &Session) -> Result<(), Failure> {
     let reply = session
         .client()
@@ -380,32 +233,4 @@ async fn status(session: &Session, ids: &[String]) -> Result<(), Failure> {
         }
     })
     .await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exit_codes_are_those_of_the_contract() {
-        let codes = [
-            (MigrationOutcome::Done, 0),
-            (MigrationOutcome::Failed, 1),
-            (MigrationOutcome::Refused, 4),
-            (MigrationOutcome::RolledBack, 5),
-            (MigrationOutcome::Unknown, 6),
-            (MigrationOutcome::Cancelled, 7),
-            (MigrationOutcome::TimedOut, 8),
-        ];
-        for (outcome, code) in codes {
-            assert_eq!(exit_code(outcome), code, "{outcome:?}");
-        }
-    }
-
-    #[test]
-    fn losing_sight_says_how_to_find_it_again() {
-        let failure = lost("01ABC", "broken pipe");
-        assert_eq!(failure.exit_code(), 6);
-        assert!(failure.to_string().contains("tranship migrate status 01ABC"));
-    }
 }
