@@ -364,7 +364,7 @@ impl Peers {
             &key.pem(),
         )?;
         let pki = Pki::load(&inner.settings.pki)?.ok_or(ConnectError::NotMember)?;
-        let member = Membership::new(pki, Some(newcomer.listener))?;
+        let member = Membership::new(pki, newcomer.listener)?;
         inner.channels.clear();
         inner.membership.send_replace(Some(std::sync::Arc::new(member)));
         inner.sync_now.notify_one();

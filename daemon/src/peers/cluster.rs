@@ -1,10 +1,11 @@
 //! This host's part of the cluster, held together: who it is, whom it knows, who is connected.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_rustls::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -95,7 +96,7 @@ pub enum PeersError {
     #[error("cannot listen for peers on {address}")]
     Listen {
         /// The configured address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// Why not.
         #[source]
         source: std::io::Error,
@@ -135,14 +136,14 @@ impl PeerSettings {
 }
 
 impl Peers {
-    /// Reads the certificates and the hosts. Listens nowhere yet.
+    /// Reads the certificates and the hosts, and binds the port if this host is in a cluster.
     ///
     /// # Errors
-    /// What is there cannot be used as it is; nothing was changed.
+    /// What is there cannot be used as it is, or the port is taken; nothing was changed.
     pub async fn open(settings: PeerSettings, store: Arc<dyn HostStore>) -> Result<Self, PeersError> {
         let hosts = Arc::new(HostTable::open(store).await?);
         let membership = match Pki::load(&settings.pki)? {
-            Some(pki) => Some(Arc::new(Membership::new(pki, None)?)),
+            Some(pki) => Some(Arc::new(Membership::new(pki, bind(settings.peer.listen).await?)?)),
             None => None,
         };
         if let Some(member) = &membership {
@@ -280,10 +281,10 @@ impl Peers {
     ) -> Result<(), PeersError> {
         let inner = &self.inner;
         let address = inner.settings.peer.listen;
-        let listener = member
-            .listen(address)
-            .await
-            .map_err(|source| PeersError::Listen { address, source })?;
+        let listener = match member.take_listener() {
+            Some(listener) => listener,
+            None => bind(address).await?,
+        };
         tracing::info!(host = %member.identity, %address, "listening for peers");
         warn_of_expiry(member);
         let (sender, control) = mpsc::channel(WAITING);
@@ -314,6 +315,12 @@ impl Peers {
             () = too_late => Ok(()),
         }
     }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, PeersError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| PeersError::Listen { address, source })
 }
 
 fn check_member(settings: &PeerSettings, hosts: &HostTable, joined: Name) -> Result<(), PeersError> {

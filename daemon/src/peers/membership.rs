@@ -1,6 +1,5 @@
 //! This host as a member of a cluster: who it is there, and what proves it.
 
-use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
 use rustls::pki_types::CertificateDer;
@@ -36,18 +35,18 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Reads who this host is; `listener` is the port that was bound beforehand, if it was.
+    /// Reads who this host is; `listener` is the port other hosts will connect to.
     ///
     /// # Errors
     /// The certificates do not go together.
-    pub fn new(pki: Pki, listener: Option<TcpListener>) -> Result<Self, MembershipError> {
+    pub fn new(pki: Pki, listener: TcpListener) -> Result<Self, MembershipError> {
         Ok(Self {
             identity: PeerIdentity::of_certificate(&pki.host)?,
             tls: TlsConfigs::new(&pki)?,
             expires_ms: expires_ms(&pki.host)?,
             authority: pki.authority,
             ca: pki.ca,
-            listener: Mutex::new(listener),
+            listener: Mutex::new(Some(listener)),
         })
     }
 
@@ -63,20 +62,12 @@ impl Membership {
         self.expires_ms
     }
 
-    /// The port that was bound before there was a membership; else binds it now.
-    ///
-    /// # Errors
-    /// The port cannot be bound.
-    pub(super) async fn listen(&self, address: SocketAddr) -> std::io::Result<TcpListener> {
-        let bound = self
-            .listener
+    /// The port that was bound for this membership, once.
+    pub(super) fn take_listener(&self) -> Option<TcpListener> {
+        self.listener
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        match bound {
-            Some(listener) => Ok(listener),
-            None => TcpListener::bind(address).await,
-        }
+            .take()
     }
 }
 
