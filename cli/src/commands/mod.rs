@@ -1,7 +1,8 @@
 //! The verbs, one file each, named as they are typed.
 //!
-//! [`root`] is the command line as a whole; [`several`] does one thing to many names, as most of Docker's verbs do, [`spec`] reads the words
-//! that say what a container gets, [`follow`] sees a migration to its end and [`timeline`] prints one.
+//! [`root`] is the command line as a whole; [`several`] does one thing to many names, as most of Docker's verbs do;
+//! [`spec`] reads the words that say what a container gets; [`follow`] sees a migration to its end and [`timeline`]
+//! prints one.
 
 mod root;
 mod several;
