@@ -1,0 +1,266 @@
+//! Where the cgroups of a container are, on cgroup v1 and v2.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Which of the two interfaces runc uses on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CgroupVersion {
+    /// One hierarchy per controller. A v2 hierarchy mounted beside them is not used.
+    V1,
+    /// One hierarchy, at /sys/fs/cgroup itself.
+    V2,
+}
+
+/// Why a container's cgroup cannot be worked on.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The host has no hierarchy for the controller.
+    #[error("no cgroup hierarchy with the {controller} controller is mounted on this host")]
+    NoHierarchy {
+        /// The controller.
+        controller: &'static str,
+    },
+    /// The cgroup does not exist.
+    #[error("the cgroup {} does not exist", path.display())]
+    Missing {
+        /// Its directory.
+        path: PathBuf,
+    },
+    /// The path does not name a cgroup below the root.
+    #[error("`{cgroup}` is not an absolute cgroup path below the root")]
+    BadPath {
+        /// The path.
+        cgroup: String,
+    },
+    /// A file of the cgroup cannot be used.
+    #[error("{} cannot be {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// `read` or `written`.
+        action: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of the cgroup holds something unexpected.
+    #[error("{} holds `{text}`, which is not understood", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        text: String,
+    },
+}
+
+const UNIFIED_ROOT: &str = "/sys/fs/cgroup";
+
+impl CgroupVersion {
+    /// Decides as runc does: v2 where /sys/fs/cgroup itself is a cgroup2 file system.
+    pub fn detect() -> Self {
+        match fs::read_to_string("/proc/self/mountinfo") {
+            Ok(mounts) => Self::of_mounts(&mounts),
+            Err(_) => Self::V1,
+        }
+    }
+
+    fn of_mounts(mountinfo: &str) -> Self {
+        // Later mounts cover earlier ones at the same place.
+        match Mount::all(mountinfo)
+            .filter(|mount| mount.target == UNIFIED_ROOT)
+            .last()
+        {
+            Some(mount) if mount.kind == "cgroup2" => Self::V2,
+            _ => Self::V1,
+        }
+    }
+}
+
+/// The directory of `cgroup` (`/parent/id`) in the hierarchy that has `controller`.
+///
+/// On v2 the controller makes no difference. Fails where the directory is missing.
+pub fn directory(cgroup: &str, controller: &'static str) -> Result<PathBuf, CgroupError> {
+    let root = root(controller)?;
+    let path = root.join(relative(cgroup)?);
+    if path.is_dir() {
+        Ok(path)
+    } else {
+        Err(CgroupError::Missing { path })
+    }
+}
+
+/// Every directory that is `cgroup` in one of the host's hierarchies, those that exist only.
+pub fn all_directories(cgroup: &str) -> Result<Vec<PathBuf>, CgroupError> {
+    let relative = relative(cgroup)?.to_owned();
+    let mountinfo = read(Path::new("/proc/self/mountinfo"))?;
+    let mounts = Mount::all(&mountinfo).filter(|mount| mount.kind == "cgroup" || mount.kind == "cgroup2");
+    let paths = mounts.map(|mount| Path::new(mount.target).join(&relative));
+    Ok(paths.filter(|path| path.is_dir()).collect())
+}
+
+fn root(controller: &'static str) -> Result<PathBuf, CgroupError> {
+    let mountinfo = read(Path::new("/proc/self/mountinfo"))?;
+    if CgroupVersion::of_mounts(&mountinfo) == CgroupVersion::V2 {
+        return Ok(UNIFIED_ROOT.into());
+    }
+    Mount::all(&mountinfo)
+        .find(|mount| mount.kind == "cgroup" && mount.options.split(',').any(|option| option == controller))
+        .map(|mount| PathBuf::from(mount.target))
+        .ok_or(CgroupError::NoHierarchy { controller })
+}
+
+/// The path without its slash. A root, a relative path or one that climbs is refused: what is done to a container's
+/// cgroup must never be done to somebody else's.
+fn relative(cgroup: &str) -> Result<&str, CgroupError> {
+    let bad = || CgroupError::BadPath {
+        cgroup: cgroup.to_owned(),
+    };
+    let relative = cgroup.strip_prefix('/').ok_or_else(bad)?;
+    let sound = relative
+        .split('/')
+        .all(|part| !part.is_empty() && part != "." && part != "..");
+    if sound { Ok(relative) } else { Err(bad()) }
+}
+
+/// The processes in a cgroup directory and below it. One that is gone by the time it is read holds none.
+pub fn processes(directory: &Path) -> Result<Vec<i32>, CgroupError> {
+    let mut found = Vec::new();
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(next) = waiting.pop() {
+        let file = next.join("cgroup.procs");
+        let text = match fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(source) if gone(&source) => continue,
+            Err(source) => {
+                return Err(CgroupError::Io {
+                    path: file,
+                    action: "read",
+                    source,
+                });
+            }
+        };
+        found.extend(text.lines().filter_map(|line| line.trim().parse::<i32>().ok()));
+        waiting.extend(children(&next)?);
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// The cgroups directly below a cgroup.
+pub fn children(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(source) if gone(&source) => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(CgroupError::Io {
+                path: directory.to_owned(),
+                action: "read",
+                source,
+            });
+        }
+    };
+    let directories = entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(directories.map(|entry| entry.path()).collect())
+}
+
+/// Bytes of memory that are charged to a container's cgroup.
+pub fn memory_bytes(cgroup: &str) -> Result<u64, CgroupError> {
+    let directory = directory(cgroup, "memory")?;
+    let name = match CgroupVersion::detect() {
+        CgroupVersion::V1 => "memory.usage_in_bytes",
+        CgroupVersion::V2 => "memory.current",
+    };
+    let path = directory.join(name);
+    let text = read(&path)?;
+    text.trim().parse().map_err(|_| CgroupError::Content {
+        path,
+        text: text.trim().to_owned(),
+    })
+}
+
+pub(crate) fn read(path: &Path) -> Result<String, CgroupError> {
+    fs::read_to_string(path).map_err(|source| CgroupError::Io {
+        path: path.to_owned(),
+        action: "read",
+        source,
+    })
+}
+
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
+    fs::write(path, text).map_err(|source| CgroupError::Io {
+        path: path.to_owned(),
+        action: "written",
+        source,
+    })
+}
+
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// One line of mountinfo.
+struct Mount<'a> {
+    target: &'a str,
+    kind: &'a str,
+    /// Of the file system, not of the mount.
+    options: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn all(mountinfo: &'a str) -> impl Iterator<Item = Self> {
+        mountinfo.lines().filter_map(|line| {
+            let (mount, file_system) = line.split_once(" - ")?;
+            let mut file_system = file_system.split(' ');
+            let kind = file_system.next()?;
+            let _source = file_system.next()?;
+            Some(Self {
+                target: mount.split(' ').nth(4)?,
+                kind,
+                options: file_system.next()?,
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CgroupError, CgroupVersion, Mount, relative};
+
+    const HYBRID: &str = "\
+20 1 0:20 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+21 20 0:21 / /sys/fs/cgroup/freezer rw,relatime shared:1 - cgroup cgroup rw,freezer
+22 20 0:22 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+    const UNIFIED: &str = "20 1 0:20 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    #[test]
+    fn a_hybrid_host_counts_as_v1() {
+        assert_eq!(CgroupVersion::of_mounts(HYBRID), CgroupVersion::V1);
+        assert_eq!(CgroupVersion::of_mounts(UNIFIED), CgroupVersion::V2);
+        assert_eq!(CgroupVersion::of_mounts(""), CgroupVersion::V1);
+    }
+
+    #[test]
+    fn optional_fields_of_a_mount_do_not_shift_the_others() {
+        let freezer = Mount::all(HYBRID).nth(1).unwrap();
+        assert_eq!(
+            (freezer.target, freezer.kind, freezer.options),
+            ("/sys/fs/cgroup/freezer", "cgroup", "rw,freezer")
+        );
+    }
+
+    #[test]
+    fn the_root_and_climbing_paths_are_refused() {
+        for path in ["/", "", "tranship/x", "/a/../b", "/a//b", "/.", "/a/"] {
+            assert!(
+                matches!(relative(path), Err(CgroupError::BadPath { .. })),
+                "{path}"
+            );
+        }
+        assert_eq!(relative("/tranship/x").unwrap(), "tranship/x");
+    }
+}

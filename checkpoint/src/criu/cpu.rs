@@ -1,0 +1,116 @@
+//! Whether a tree that runs on a peer's CPU can go on running on this one.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::probe::run_criu;
+
+/// What is compared: `fpu`, because the saved register state must be loadable here (every state component there must
+/// exist here, and the save area must have the same size: the C library has measured it), and `ins`, because programs
+/// have chosen their instructions at their start. `cpu` would demand the very same model and would refuse moves
+/// between hosts that differ in nothing a program can use.
+const CAPABILITIES: &str = "--cpu-cap=fpu,ins";
+
+/// Name of the file that CRIU writes and reads.
+const FILE_NAME: &str = "cpuinfo.img";
+
+/// Largest description that is accepted from a peer; a real one has some hundred bytes.
+pub const MAX_CPUINFO: usize = 64 * 1024;
+
+/// How long CRIU may take: it reads CPUID and one small file.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Why this host's CPU is not known to be good enough.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuMismatch {
+    /// It lacks something.
+    #[error("this host's CPU lacks what the peer's has: {}", lines.join("; "))]
+    Lacking {
+        /// What CRIU says.
+        lines: Vec<String>,
+    },
+    /// The peer's description is too long to be one.
+    #[error("a CPU description of {bytes} bytes is over the limit of {MAX_CPUINFO}")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The comparison could not be made.
+    #[error("the CPUs could not be compared: {0}")]
+    Unknown(#[from] CpuError),
+}
+
+/// Why CRIU could not describe or compare a CPU.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// CRIU could not be run to its end.
+    #[error("criu cpuinfo: {0}")]
+    Run(#[source] io::Error),
+    /// The temporary file could not be used.
+    #[error("the file of the CPU description cannot be used: {0}")]
+    File(#[source] io::Error),
+    /// CRIU refused.
+    #[error("criu cpuinfo dump failed: {}", lines.join("; "))]
+    Dump {
+        /// What it says.
+        lines: Vec<String>,
+    },
+}
+
+/// This host's CPU as `criu` describes it, for [`cpuinfo_check`] on a peer.
+pub async fn cpuinfo_dump(criu: &Path) -> Result<Vec<u8>, CpuError> {
+    let directory = Scratch::new().map_err(CpuError::File)?;
+    let (success, lines) = cpuinfo(criu, "dump", &directory).await?;
+    if !success {
+        return Err(CpuError::Dump { lines });
+    }
+    std::fs::read(directory.0.join(FILE_NAME)).map_err(CpuError::File)
+}
+
+/// Checks that this host's CPU can do all that the described one can.
+pub async fn cpuinfo_check(criu: &Path, peer: &[u8]) -> Result<(), CpuMismatch> {
+    if peer.len() > MAX_CPUINFO {
+        return Err(CpuMismatch::TooLong { bytes: peer.len() });
+    }
+    let directory = Scratch::new().map_err(CpuError::File)?;
+    std::fs::write(directory.0.join(FILE_NAME), peer).map_err(CpuError::File)?;
+    match cpuinfo(criu, "check", &directory).await? {
+        (true, _) => Ok(()),
+        (false, lines) => Err(CpuMismatch::Lacking { lines }),
+    }
+}
+
+async fn cpuinfo(criu: &Path, action: &str, directory: &Scratch) -> Result<(bool, Vec<String>), CpuError> {
+    let directory = directory.0.to_string_lossy();
+    let arguments = ["cpuinfo", action, "--images-dir", &directory, CAPABILITIES];
+    run_criu(criu, &arguments, LIMIT).await.map_err(CpuError::Run)
+}
+
+/// A directory of one call, gone with it.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new() -> io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!(
+            "tranship-cpuinfo-{}-{number}-{}",
+            std::process::id(),
+            crate::monotonic_us()
+        );
+        let path = std::env::temp_dir().join(name);
+        // Fails where somebody has made it first, so nobody else's directory is ever used.
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind is a few hundred bytes in the directory for temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

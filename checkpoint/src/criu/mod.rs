@@ -1,0 +1,27 @@
+//! Driving CRIU: the relay between runc and CRIU, dump, restore, and what this host's CRIU can do.
+//!
+//! ```text
+//! daemon ---- runc checkpoint / restore ---- tranship-criu (as `criu`) ---- CRIU
+//!    \______________ relay socket ______________/
+//! ```
+//! The relay passes on what runc and CRIU say to each other, sets options ([`options`]) and stops at three places until
+//! the daemon has decided: the request itself, then `post-dump`, or `setup-namespaces` and `post-restore`.
+
+pub mod cpu;
+pub mod dump;
+pub mod log;
+pub mod options;
+mod packet;
+pub mod probe;
+pub mod process;
+pub mod relay;
+pub mod restore;
+pub mod rpc;
+pub mod wire;
+
+pub use cpu::{CpuMismatch, cpuinfo_check, cpuinfo_dump};
+pub use dump::{Dump, DumpError, DumpReport, DumpRequest, dump};
+pub use probe::{CriuInfo, ProbeError, probe};
+pub use relay::{Relay, RelayError};
+pub use restore::{RestoreArguments, RestoreError, restore_arguments};
+pub use wire::{Barrier, BarrierStage, Finished, Operation, RequestSeen, StageTime};

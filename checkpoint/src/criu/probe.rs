@@ -1,0 +1,239 @@
+//! What this host's CRIU is and can do, and what will make it slow.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::version::{MINIMUM_CRIU, MINIMUM_RUNC, Version};
+
+/// How long one question to CRIU or runc may take. `criu check` runs through every feature in some 100 ms.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// As much of a program's output as is kept.
+const MAX_OUTPUT: u64 = 64 * 1024;
+
+/// Where CRIU keeps the results of its own look at the kernel.
+const RUN_DIR: &str = "/run";
+
+/// What CRIU can do beyond the minimum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CriuFeatures {
+    /// The kernel tells CRIU which pages were written (soft-dirty).
+    pub dirty_tracking: bool,
+    /// Pages can be filled in after the restore.
+    pub lazy_pages: bool,
+}
+
+/// One CRIU.
+#[derive(Clone, Debug)]
+pub struct CriuInfo {
+    /// Its program.
+    pub path: PathBuf,
+    /// Its version.
+    pub version: Version,
+    /// Whether `criu check` is content with this kernel.
+    pub check_passed: bool,
+    /// What it can do.
+    pub features: CriuFeatures,
+    /// What an operator should know, each a sentence.
+    pub warnings: Vec<String>,
+}
+
+/// Why a program is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// It could not be run to its end.
+    #[error("{} cannot be run: {source}", path.display())]
+    Run {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not say its version.
+    #[error("{} does not say its version, but: {output}", path.display())]
+    NoVersion {
+        /// The program.
+        path: PathBuf,
+        /// What it says.
+        output: String,
+    },
+    /// It is too old.
+    #[error("{} is version {found}; {minimum} or later is needed", path.display())]
+    TooOld {
+        /// The program.
+        path: PathBuf,
+        /// Its version.
+        found: Version,
+        /// The oldest that will do.
+        minimum: Version,
+    },
+}
+
+/// Looks at a CRIU. One that is too old or does not run is an error; one whose kernel check fails is not, because the
+/// check also fails over features that a workload may not need.
+pub async fn probe(criu: &Path) -> Result<CriuInfo, ProbeError> {
+    let version = version_of(criu, MINIMUM_CRIU, Version::of_criu).await?;
+    let failed = |source| ProbeError::Run {
+        path: criu.to_owned(),
+        source,
+    };
+    let (check_passed, complaints) = run_criu(criu, &["check"], LIMIT).await.map_err(failed)?;
+    let (dirty_tracking, _) = run_criu(criu, &["check", "--feature", "mem_dirty_track"], LIMIT)
+        .await
+        .map_err(failed)?;
+    let (lazy_pages, _) = run_criu(criu, &["check", "--feature", "uffd-noncoop"], LIMIT)
+        .await
+        .map_err(failed)?;
+    let mut warnings = cache_warnings(Path::new(RUN_DIR));
+    if !check_passed {
+        warnings.push(format!(
+            "criu check is not content with this kernel: {}",
+            complaints.join("; ")
+        ));
+    }
+    let features = CriuFeatures {
+        dirty_tracking,
+        lazy_pages,
+    };
+    Ok(CriuInfo {
+        path: criu.to_owned(),
+        version,
+        check_passed,
+        features,
+        warnings,
+    })
+}
+
+/// The version of a runc that is new enough.
+pub async fn probe_runc(runc: &Path) -> Result<Version, ProbeError> {
+    version_of(runc, MINIMUM_RUNC, Version::of_runc).await
+}
+
+async fn version_of(
+    program: &Path,
+    minimum: Version,
+    find: fn(&str) -> Option<Version>,
+) -> Result<Version, ProbeError> {
+    let path = program.to_owned();
+    let output = run(program, &["--version"], LIMIT).await;
+    let output = output.map_err(|source| ProbeError::Run {
+        path: path.clone(),
+        source,
+    })?;
+    match find(&output.text) {
+        None => Err(ProbeError::NoVersion {
+            path,
+            output: output.text.trim().to_owned(),
+        }),
+        Some(found) if found < minimum => Err(ProbeError::TooOld { path, found, minimum }),
+        Some(found) => Ok(found),
+    }
+}
+
+/// What keeps CRIU from remembering its look at the kernel: then every dump and every restore looks again, which takes
+/// 25-30 ms of the blackout.
+fn cache_warnings(run_dir: &Path) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let cache = run_dir.join("criu.kdat");
+    let is_tmpfs = rustix::fs::statfs(run_dir).is_ok_and(|stat| stat.f_type == libc::TMPFS_MAGIC);
+    if !is_tmpfs && !cache.exists() {
+        warnings.push(format!(
+            "{} is not a tmpfs, so criu looks at the kernel anew at each start: 25-30 ms more blackout",
+            run_dir.display()
+        ));
+    }
+    let left_over = run_dir.join("criu.kdat.tmp");
+    if left_over.exists() && !cache.exists() {
+        warnings.push(format!(
+            "{} was left behind and keeps criu from remembering what the kernel can do; remove it",
+            left_over.display()
+        ));
+    }
+    warnings
+}
+
+struct Output {
+    success: bool,
+    text: String,
+}
+
+/// Runs CRIU; whether it was content, and the lines it printed.
+pub(super) async fn run_criu(
+    criu: &Path,
+    arguments: &[&str],
+    limit: Duration,
+) -> io::Result<(bool, Vec<String>)> {
+    let output = run(criu, arguments, limit).await?;
+    let lines = output.text.lines().map(str::trim).filter(|line| !line.is_empty());
+    Ok((output.success, lines.map(str::to_owned).collect()))
+}
+
+async fn run(program: &Path, arguments: &[&str], limit: Duration) -> io::Result<Output> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let outputs = child.stdout.take().zip(child.stderr.take());
+    let work = async {
+        if let Some((out, err)) = outputs {
+            let (mut out, mut err) = (out.take(MAX_OUTPUT), err.take(MAX_OUTPUT));
+            let read = tokio::join!(out.read_to_end(&mut stdout), err.read_to_end(&mut stderr));
+            read.0?;
+            read.1?;
+        }
+        child.wait().await
+    };
+    let status = tokio::time::timeout(limit, work)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    stdout.extend_from_slice(&stderr);
+    Ok(Output {
+        success: status.success(),
+        text: String::from_utf8_lossy(&stdout).into_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ProbeError, cache_warnings, probe, probe_runc, run};
+    use std::io;
+    use std::path::Path;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_program_that_is_missing_or_no_criu_is_an_error() {
+        let missing = probe(Path::new("/nonexistent/criu")).await;
+        assert!(matches!(missing, Err(ProbeError::Run { .. })));
+        let other = probe_runc(Path::new("/bin/true")).await;
+        assert!(matches!(other, Err(ProbeError::NoVersion { .. })), "{other:?}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_given_up() {
+        let hung = run(Path::new("/bin/sleep"), &["60"], Duration::from_millis(50)).await;
+        assert_eq!(hung.err().unwrap().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_left_over_cache_file_is_reported() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("criu.kdat.tmp"), "").unwrap();
+        let warnings = cache_warnings(directory.path());
+        assert!(
+            warnings.iter().any(|warning| warning.contains("criu.kdat.tmp")),
+            "{warnings:?}"
+        );
+        std::fs::write(directory.path().join("criu.kdat"), "").unwrap();
+        assert_eq!(cache_warnings(directory.path()), Vec::<String>::new());
+    }
+}

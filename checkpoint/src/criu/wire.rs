@@ -1,0 +1,188 @@
+//! What the relay process and the daemon say to each other: JSON, one message a line, at most [`MAX_LINE`] bytes.
+//!
+//! ```text
+//! relay  -> daemon   request        runc has asked; CRIU has not been told
+//! daemon -> relay    go | abort
+//! relay  -> daemon   barrier        CRIU waits at a stage; runc has already agreed
+//! daemon -> relay    go | abort     (a restore has two barriers, a dump one)
+//! relay  -> daemon   finished       CRIU has ended, well or not
+//! ```
+//! The end of the daemon's side of the connection counts as `abort`.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest line either side accepts: a message holds at most a dozen stages and one line of CRIU's log.
+pub const MAX_LINE: usize = 64 * 1024;
+
+/// Names of the variables that tell a relay process what it is part of.
+pub mod environment {
+    /// Path of the daemon's socket. Without it the relay only passes on.
+    pub const SOCKET: &str = "TRANSHIP_RELAY_SOCKET";
+    /// `dump` or `restore`: requests of the other kind are passed on untouched.
+    pub const OPERATION: &str = "TRANSHIP_RELAY_OPERATION";
+    /// Path of the real CRIU.
+    pub const CRIU: &str = "TRANSHIP_CRIU";
+    /// CRIU's log level, for an operator who looks for a reason.
+    pub const LOG_LEVEL: &str = "TRANSHIP_CRIU_LOG_LEVEL";
+}
+
+/// What a relay is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// `runc checkpoint`.
+    Dump,
+    /// `runc restore`.
+    Restore,
+}
+
+impl Operation {
+    /// The word in [`environment::OPERATION`].
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Dump => "dump",
+            Self::Restore => "restore",
+        }
+    }
+
+    /// The operation of a word.
+    pub fn of_word(word: &str) -> Option<Self> {
+        [Self::Dump, Self::Restore]
+            .into_iter()
+            .find(|operation| operation.word() == word)
+    }
+}
+
+/// The stages at which CRIU is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BarrierStage {
+    /// Dump: all images are written, the tasks are stopped by ptrace. Released, the tasks go on or stay frozen with
+    /// their cgroup; aborted, the same, and the dump counts as failed.
+    PostDump,
+    /// Restore: the root task and its empty network namespace exist, no socket yet. The time to plumb the network.
+    SetupNamespaces,
+    /// Restore: everything exists, no task has run, TCP sockets are silent. Aborted, CRIU kills what it made.
+    PostRestore,
+}
+
+impl BarrierStage {
+    /// The barrier that CRIU's stage `script` is for an operation, if it is one.
+    pub fn of_script(operation: Operation, script: &str) -> Option<Self> {
+        match (operation, script) {
+            (Operation::Dump, "post-dump") => Some(Self::PostDump),
+            (Operation::Restore, "setup-namespaces") => Some(Self::SetupNamespaces),
+            (Operation::Restore, "post-restore") => Some(Self::PostRestore),
+            _ => None,
+        }
+    }
+}
+
+/// When CRIU reached a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageTime {
+    /// CRIU's name of the stage, or `request`, `started`, `ended`.
+    pub stage: String,
+    /// `CLOCK_MONOTONIC`, microseconds: comparable with [`crate::monotonic_us`].
+    pub at_us: u64,
+}
+
+/// runc has asked for the operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestSeen {
+    /// What it has asked for.
+    pub operation: Operation,
+    /// The root of the tree to dump; `None` for a restore.
+    pub pid: Option<i32>,
+    /// The relay's own process.
+    pub relay_pid: i32,
+    /// CRIU's process.
+    pub criu_pid: i32,
+}
+
+/// CRIU waits at a barrier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Which one.
+    pub stage: BarrierStage,
+    /// The root task as the host sees it.
+    pub pid: i32,
+    /// All stages so far.
+    pub stages: Vec<StageTime>,
+}
+
+/// CRIU has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// CRIU's own verdict on the operation.
+    pub success: bool,
+    /// The errno it gave, if any.
+    pub errno: Option<i32>,
+    /// The first line it logged as an error. Set by harmless lines too: judge by `success`.
+    pub message: Option<String>,
+    /// How its process ended, in words.
+    pub exit: String,
+    /// All stages.
+    pub stages: Vec<StageTime>,
+}
+
+/// From the relay to the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromRelay {
+    /// See [`RequestSeen`].
+    Request(RequestSeen),
+    /// See [`Barrier`].
+    Barrier(Barrier),
+    /// See [`Finished`].
+    Finished(Finished),
+}
+
+/// From the daemon to the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// Go on.
+    Go,
+    /// Answer no.
+    Abort,
+}
+
+/// A message as its line.
+pub fn line<T: Serialize>(message: &T) -> Result<Vec<u8>, serde_json::Error> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BarrierStage, Decision, FromRelay, Operation, RequestSeen, line};
+
+    #[test]
+    fn a_message_is_one_line() {
+        let seen = RequestSeen {
+            operation: Operation::Dump,
+            pid: Some(7),
+            relay_pid: 8,
+            criu_pid: 9,
+        };
+        let message = FromRelay::Request(seen);
+        let bytes = line(&message).unwrap();
+        assert_eq!(bytes.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(serde_json::from_slice::<FromRelay>(&bytes).unwrap(), message);
+        assert_eq!(line(&Decision::Abort).unwrap(), b"\"abort\"\n");
+    }
+
+    #[test]
+    fn a_stage_is_a_barrier_of_its_own_operation_only() {
+        assert_eq!(
+            BarrierStage::of_script(Operation::Dump, "post-dump"),
+            Some(BarrierStage::PostDump)
+        );
+        assert_eq!(BarrierStage::of_script(Operation::Restore, "post-dump"), None);
+        assert_eq!(BarrierStage::of_script(Operation::Restore, "pre-resume"), None);
+        assert_eq!(Operation::of_word("restore"), Some(Operation::Restore));
+        assert_eq!(Operation::of_word(""), None);
+    }
+}

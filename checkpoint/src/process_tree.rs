@@ -1,0 +1,184 @@
+//! All processes of a container, found through its cgroup.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::Instant;
+
+use crate::cgroup::{self, CgroupError, CgroupVersion};
+use crate::freeze::{FreezeError, Freezer, FreezerState};
+
+/// Pause between two looks at a cgroup that is being emptied.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What CRIU names the memory of the code that it puts into a task for the time of a dump.
+const PARASITE: &str = "CRIUMFD";
+
+/// Why a tree is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// The cgroup cannot be used.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The freezer cannot be used.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
+    /// CRIU has left something in a task. Do not let it run: kill the container, or end the tracer first.
+    #[error("task {task} is not as it was before the dump: {remnant}")]
+    Touched {
+        /// The thread, as the host sees it.
+        task: i32,
+        /// What was found.
+        remnant: Remnant,
+    },
+    /// Processes did not go away in time.
+    #[error("processes {left:?} of cgroup {} are still there after SIGKILL", directory.display())]
+    NotDead {
+        /// The cgroup.
+        directory: PathBuf,
+        /// Those that are left.
+        left: Vec<i32>,
+    },
+}
+
+/// What a dump that went wrong can leave in a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remnant {
+    /// A process still traces it.
+    Tracer {
+        /// That process.
+        pid: i32,
+    },
+    /// CRIU's code is still mapped.
+    Parasite,
+}
+
+impl std::fmt::Display for Remnant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tracer { pid } => write!(f, "process {pid} still traces it"),
+            Self::Parasite => write!(f, "CRIU's code is still mapped in it"),
+        }
+    }
+}
+
+/// The processes of a container, sub-cgroups included.
+pub fn pids(cgroup: &str) -> Result<Vec<i32>, TreeError> {
+    Ok(cgroup::processes(&cgroup::directory(cgroup, "freezer")?)?)
+}
+
+/// Checks after a failed dump that the tasks of `cgroup` are free of CRIU, before anybody lets them run.
+pub fn verify_untouched(cgroup: &str) -> Result<(), TreeError> {
+    for pid in pids(cgroup)? {
+        // A process that has ended meanwhile has nothing left in it.
+        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+            continue;
+        };
+        for thread in threads.flatten() {
+            let Some(task) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let Ok(status) = fs::read_to_string(thread.path().join("status")) else {
+                continue;
+            };
+            if let Some(pid) = tracer(&status) {
+                return Err(TreeError::Touched {
+                    task,
+                    remnant: Remnant::Tracer { pid },
+                });
+            }
+        }
+        if has_parasite(pid) {
+            return Err(TreeError::Touched {
+                task: pid,
+                remnant: Remnant::Parasite,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn tracer(status: &str) -> Option<i32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    line.trim().parse().ok().filter(|pid| *pid != 0)
+}
+
+fn has_parasite(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps"))
+        .is_ok_and(|maps| maps.lines().any(|line| line.contains(PARASITE)))
+}
+
+/// Threads in uninterruptible sleep below a cgroup directory.
+pub(crate) fn uninterruptible(directory: &Path) -> Result<Vec<i32>, CgroupError> {
+    let mut found = Vec::new();
+    for pid in cgroup::processes(directory)? {
+        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+            continue;
+        };
+        for thread in threads.flatten() {
+            let Ok(status) = fs::read_to_string(thread.path().join("status")) else {
+                continue;
+            };
+            let sleeping = status
+                .lines()
+                .any(|line| line.starts_with("State:") && line.contains("D (disk sleep)"));
+            if let (true, Some(task)) = (
+                sleeping,
+                thread.file_name().to_str().and_then(|name| name.parse().ok()),
+            ) {
+                found.push(task);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Kills every process of a container, frozen or not, and waits until its cgroup is empty. No task executes another
+/// instruction of its own: on v1 SIGKILL is pending before the thaw, on v2 a frozen task dies where it is.
+pub async fn kill(cgroup: &str, deadline: Instant) -> Result<(), TreeError> {
+    let directory = match cgroup::directory(cgroup, "freezer") {
+        Err(CgroupError::Missing { .. }) => return Ok(()),
+        other => other?,
+    };
+    let freezer = Freezer::of_cgroup(cgroup)?;
+    loop {
+        let left = cgroup::processes(&directory)?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        kill_once(&freezer, &directory, &left)?;
+        if Instant::now() >= deadline {
+            return Err(TreeError::NotDead { directory, left });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn kill_once(freezer: &Freezer, directory: &Path, pids: &[i32]) -> Result<(), TreeError> {
+    let at_once = directory.join("cgroup.kill");
+    if CgroupVersion::detect() == CgroupVersion::V2 && at_once.exists() {
+        return Ok(cgroup::write(&at_once, "1")?);
+    }
+    for pid in pids.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+        // One that has ended already is what is wanted; one that cannot be killed shows up at the deadline.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    if freezer.state()? != FreezerState::Thawed {
+        freezer.thaw()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tracer;
+
+    #[test]
+    fn a_tracer_is_read_from_status() {
+        assert_eq!(tracer("Name:\tx\nTracerPid:\t42\nUid:\t0\n"), Some(42));
+        assert_eq!(tracer("Name:\tx\nTracerPid:\t0\n"), None);
+        assert_eq!(tracer(""), None);
+    }
+}

@@ -1,0 +1,4 @@
+//! The system calls that have no safe wrapper, one family a file.
+
+pub mod clock;
+pub mod inherited;
