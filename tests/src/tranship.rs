@@ -117,6 +117,14 @@ impl Host {
         ))
     }
 
+    /// Runs a command in a container and answers what it printed.
+    ///
+    /// # Errors
+    /// It cannot be run, or fails.
+    pub fn exec(&self, container: &str, words: &[&str]) -> Result<String> {
+        self.tranship(&[&["exec", container], words].concat())
+    }
+
     /// Moves a container and answers the record; it must succeed.
     ///
     /// # Errors

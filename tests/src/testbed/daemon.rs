@@ -163,6 +163,24 @@ pub fn configure(host: &Host, hosts: u8) -> Result<()> {
         .with_context(|| format!("cannot write {}", config.display()))
 }
 
+/// Puts lines such as `criu = "/some/where"` at the head of the daemon's configuration, instead of those that were put
+/// there before, and restarts it.
+///
+/// # Errors
+/// The configuration cannot be written, or the daemon does not come back with it.
+pub fn restart_with(host: &Host, lines: &str) -> Result<()> {
+    let config = host.layout.config(host.name());
+    let text = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
+    // What `configure` wrote begins with the name.
+    let own = text
+        .find("name = ")
+        .with_context(|| format!("{} is not of the testbed", config.display()))?;
+    fs::write(&config, format!("{lines}\n{}", &text[own..]))
+        .with_context(|| format!("cannot write {}", config.display()))?;
+    stop(host)?;
+    start(host)
+}
+
 /// A command of the `tranship` program that talks to this host's daemon, from the machine's own namespaces.
 ///
 /// # Errors

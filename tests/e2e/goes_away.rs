@@ -1,0 +1,112 @@
+//! A destination that goes away in the middle: one host runs the container in the end, and no request is lost.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tranship_tests::counter::Counter;
+use tranship_tests::images::{self, REDIS_PORT};
+use tranship_tests::scenario::Scenario;
+use tranship_tests::testbed::{Host, daemon};
+use tranship_tests::tranship::wait_for;
+
+/// Both hosts decide what is in doubt within this time once both are back.
+const DECIDED: Duration = Duration::from_secs(30);
+
+/// What happens to host b.
+#[derive(Clone, Copy, Debug)]
+enum Blow {
+    /// Its daemon is killed.
+    Kill,
+    /// Its cable is pulled.
+    Unplug,
+}
+
+#[test]
+fn a_destination_whose_daemon_dies_in_any_phase_loses_nothing() -> Result<()> {
+    in_each_phase(Blow::Kill)
+}
+
+#[test]
+fn a_destination_that_is_cut_off_in_any_phase_loses_nothing() -> Result<()> {
+    in_each_phase(Blow::Unplug)
+}
+
+fn in_each_phase(blow: Blow) -> Result<()> {
+    let scenario = Scenario::begin(&["redis"])?;
+    let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
+    images::run_redis(a, "redis", "data", client)?;
+    let counter = Counter::start(client, a.address_of("redis", REDIS_PORT)?, "visits")?;
+    for phase in [
+        "reserve", "seed", "freeze", "drain", "hold", "commit", "resume", "clean",
+    ] {
+        let told = || format!("{blow:?} in phase {phase}");
+        strike(&scenario, phase, blow).with_context(told)?;
+        let owner = the_one_that_runs(a, b).with_context(told)?;
+        eprintln!("{}: the container runs on {}", told(), owner.name());
+        if owner.name() == "b" {
+            b.migrate("redis", "a").with_context(told)?;
+        }
+    }
+    counter.stop()?.checked()?;
+    scenario.end()
+}
+
+/// Starts a migration, hits host b when the phase begins, waits until the source has given up or lost sight, and mends b.
+fn strike(scenario: &Scenario, phase: &str, blow: Blow) -> Result<()> {
+    let (a, b, bed) = (scenario.host("a")?, scenario.host("b")?, scenario.bed()?);
+    let id = a.tranship(&["migrate", "--detach", "redis", "b"])?;
+    let mut watch = daemon::cli(a, &["--format", "json", "migrate", "watch", &id])?;
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let lines = BufReader::new(watch.stdout.take().context("the output is a pipe")?);
+    let mut struck = false;
+    for line in lines.lines() {
+        let record: Value = serde_json::from_str(&line?)?;
+        if record["phase"] == phase && !struck {
+            struck = true;
+            match blow {
+                Blow::Kill => daemon::kill(b)?,
+                Blow::Unplug => bed.set_link("b", false)?,
+            }
+        }
+    }
+    watch.wait()?;
+    match blow {
+        Blow::Kill => {
+            // A phase that was over before it was seen: then the blow comes after the end, which must do no harm either.
+            daemon::kill(b)?;
+            daemon::start(b)
+        }
+        Blow::Unplug => bed.set_link("b", true),
+    }
+}
+
+/// The host on which the container runs; there is exactly one as soon as the daemons have talked.
+fn the_one_that_runs<'a>(a: &'a Host, b: &'a Host) -> Result<&'a Host> {
+    let state = |host: &Host| -> Result<Option<String>> {
+        let found = host.try_tranship(&["inspect", "redis"])?;
+        if !found.status.success() {
+            return Ok(None);
+        }
+        let records: Value = serde_json::from_str(&found.text())?;
+        Ok(records[0]["state"].as_str().map(str::to_owned))
+    };
+    let mut states = (None, None);
+    wait_for("exactly one host to run the container", DECIDED, || {
+        states = (state(a)?, state(b)?);
+        let runs = |state: &Option<String>| state.as_deref() == Some("running");
+        ensure!(
+            !(runs(&states.0) && runs(&states.1)),
+            "both hosts run the container"
+        );
+        Ok(runs(&states.0) != runs(&states.1))
+    })
+    .with_context(|| format!("on a it is {:?}, on b {:?}", states.0, states.1))?;
+    Ok(if states.0.as_deref() == Some("running") {
+        a
+    } else {
+        b
+    })
+}
