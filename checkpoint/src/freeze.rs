@@ -78,6 +78,11 @@ impl Freezer {
         &self.directory
     }
 
+    /// Which interface it is used through.
+    pub fn version(&self) -> CgroupVersion {
+        self.version
+    }
+
     /// What the freezer says now.
     pub fn state(&self) -> Result<FreezerState, FreezeError> {
         match self.version {
@@ -193,5 +198,134 @@ impl Freezer {
         } else {
             FreezerState::Thawed
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Freezer, FreezerState};
+    use crate::cgroup::{CgroupVersion, all_directories};
+    use crate::process_tree;
+    use std::path::{Path, PathBuf};
+    use std::process::{Child, Command};
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    /// A process that does something all the time, in a cgroup of its own.
+    struct Busy {
+        directory: PathBuf,
+        child: Child,
+    }
+
+    impl Busy {
+        fn below(hierarchy: &Path, name: &str) -> Self {
+            let directory = hierarchy.join(format!("ck-{name}-{}", std::process::id()));
+            std::fs::create_dir(&directory).unwrap();
+            let child = Command::new("sh")
+                .args(["-c", "while :; do sleep 0.01; done"])
+                .spawn()
+                .unwrap();
+            std::fs::write(directory.join("cgroup.procs"), child.id().to_string()).unwrap();
+            Self { directory, child }
+        }
+    }
+
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let _ = std::fs::remove_dir(&self.directory);
+        }
+    }
+
+    /// The mount points of this host that have a freezer, with how it is used.
+    fn hierarchies() -> Vec<(PathBuf, CgroupVersion)> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut found = Vec::new();
+        for line in mounts.lines() {
+            let path = PathBuf::from(line.split(' ').nth(4).unwrap());
+            match line.split(" - ").nth(1).unwrap() {
+                rest if rest.starts_with("cgroup2 ") => found.push((path, CgroupVersion::V2)),
+                rest if rest.starts_with("cgroup ") && rest.contains("freezer") => {
+                    found.push((path, CgroupVersion::V1));
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn every_freezer_of_this_host_freezes_thaws_and_lets_kill() {
+        let hierarchies = hierarchies();
+        assert!(!hierarchies.is_empty(), "this host has no freezer at all");
+        for (hierarchy, version) in hierarchies {
+            let mut busy = Busy::below(&hierarchy, "freeze");
+            let freezer = Freezer {
+                directory: busy.directory.clone(),
+                version,
+            };
+            assert_eq!(freezer.state().unwrap(), FreezerState::Thawed);
+            for _ in 0..20 {
+                let took = freezer
+                    .freeze(Instant::now() + Duration::from_secs(5))
+                    .await
+                    .unwrap();
+                assert!(took < Duration::from_secs(1), "{took:?}");
+                assert!(freezer.is_frozen().unwrap());
+                freezer.thaw().unwrap();
+                assert_eq!(freezer.state().unwrap(), FreezerState::Thawed);
+                freezer.thaw().unwrap();
+            }
+            freezer
+                .freeze(Instant::now() + Duration::from_secs(5))
+                .await
+                .unwrap();
+            let dead = tokio::task::spawn_blocking(move || {
+                busy.child.wait().unwrap();
+                busy
+            });
+            process_tree::kill_all(&freezer, Instant::now() + Duration::from_secs(5))
+                .await
+                .unwrap();
+            let _busy = dead.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tree_below_a_frozen_cgroup_cannot_be_thawed_on_its_own() {
+        let Some((hierarchy, _)) = hierarchies()
+            .into_iter()
+            .find(|(_, version)| *version == CgroupVersion::V1)
+        else {
+            // v2 has no such state to tell apart: the kernel keeps the tree frozen and says so in cgroup.events.
+            return;
+        };
+        let parent = Busy::below(&hierarchy, "parent");
+        let child = Busy::below(&parent.directory, "child");
+        let [outer, inner] = [&parent, &child].map(|busy| Freezer {
+            directory: busy.directory.clone(),
+            version: CgroupVersion::V1,
+        });
+        outer
+            .freeze(Instant::now() + Duration::from_secs(5))
+            .await
+            .unwrap();
+        assert!(inner.is_frozen().unwrap());
+        assert!(
+            inner
+                .thaw()
+                .unwrap_err()
+                .to_string()
+                .contains("a cgroup above it is frozen")
+        );
+        outer.thaw().unwrap();
+        inner.thaw().unwrap();
+    }
+
+    #[test]
+    fn a_cgroup_that_does_not_exist_is_an_error() {
+        assert!(Freezer::of_cgroup("/ck-none/here").is_err());
+        assert_eq!(all_directories("/ck-none/here").unwrap(), Vec::<PathBuf>::new());
     }
 }

@@ -59,7 +59,7 @@ impl Version {
     pub fn of_runc(output: &str) -> Option<Self> {
         output
             .lines()
-            .find_map(|line| line.split(" version ").nth(1))
+            .find_map(|line| line.strip_prefix("runc version "))
             .and_then(Self::parse)
     }
 }

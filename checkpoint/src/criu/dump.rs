@@ -7,8 +7,8 @@
 //! Dump::complete   CRIU lets go of the tasks                   frozen
 //! ```
 //! Whatever fails, no task runs afterwards: CRIU thaws the cgroup while it works, so it is frozen again as soon as the
-//! images are written and after every failure. The caller checks with [`crate::process_tree::verify_untouched`] and
-//! thaws.
+//! images are written and after every failure. The caller puts right what may be left with
+//! [`crate::process_tree::recover`] and thaws.
 
 use std::ffi::OsString;
 use std::io;
@@ -320,7 +320,11 @@ pub fn search_path(first: &Path) -> OsString {
 }
 
 pub(super) fn last_stage(stages: &[StageTime]) -> String {
-    let reached = stages.iter().rev().find(|time| time.stage != "ended");
+    // CRIU unlocks the network and ends after a failure too.
+    let reached = stages
+        .iter()
+        .rev()
+        .find(|time| !["ended", "network-unlock"].contains(&time.stage.as_str()));
     reached.map_or_else(|| "none".to_owned(), |time| time.stage.clone())
 }
 

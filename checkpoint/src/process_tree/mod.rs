@@ -1,6 +1,7 @@
 //! All processes of a container, found through its cgroup.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use tokio::time::Instant;
 
 use crate::cgroup::{self, CgroupError, CgroupVersion};
 use crate::freeze::{FreezeError, Freezer, FreezerState};
+
+mod sockets;
 
 /// Pause between two looks at a cgroup that is being emptied.
 const LOOK: Duration = Duration::from_millis(1);
@@ -33,6 +36,14 @@ pub enum TreeError {
         /// What was found.
         remnant: Remnant,
     },
+    /// A socket cannot be looked at or taken out of repair.
+    #[error("a socket of process {pid} cannot be taken out of repair: {source}; its connections stay silent")]
+    Socket {
+        /// The process.
+        pid: i32,
+        /// Why.
+        source: io::Error,
+    },
     /// Processes did not go away in time.
     #[error("processes {left:?} of cgroup {} are still there after SIGKILL", directory.display())]
     NotDead {
@@ -53,6 +64,11 @@ pub enum Remnant {
     },
     /// CRIU's code is still mapped.
     Parasite,
+    /// A TCP connection is in repair, and so silent. [`recover`] puts this right.
+    Repair {
+        /// Its descriptor in the task.
+        fd: i32,
+    },
 }
 
 impl std::fmt::Display for Remnant {
@@ -60,6 +76,7 @@ impl std::fmt::Display for Remnant {
         match self {
             Self::Tracer { pid } => write!(f, "process {pid} still traces it"),
             Self::Parasite => write!(f, "CRIU's code is still mapped in it"),
+            Self::Repair { fd } => write!(f, "the TCP connection at its descriptor {fd} is in repair"),
         }
     }
 }
@@ -69,7 +86,18 @@ pub fn pids(cgroup: &str) -> Result<Vec<i32>, TreeError> {
     Ok(cgroup::processes(&cgroup::directory(cgroup, "freezer")?)?)
 }
 
-/// Checks after a failed dump that the tasks of `cgroup` are free of CRIU, before anybody lets them run.
+/// What to do after a failed dump, before the tree is thawed: lets connections speak again that a killed CRIU has left
+/// silent, and checks that nothing else is left; returns how many connections there were.
+pub fn recover(cgroup: &str) -> Result<usize, TreeError> {
+    let mut released = 0;
+    for pid in pids(cgroup)? {
+        released += sockets::release(pid).map_err(|source| TreeError::Socket { pid, source })?;
+    }
+    verify_untouched(cgroup)?;
+    Ok(released)
+}
+
+/// Checks that the tasks of `cgroup` are free of CRIU: no tracer, no foreign code, no silenced connection.
 pub fn verify_untouched(cgroup: &str) -> Result<(), TreeError> {
     for pid in pids(cgroup)? {
         // A process that has ended meanwhile has nothing left in it.
@@ -94,6 +122,18 @@ pub fn verify_untouched(cgroup: &str) -> Result<(), TreeError> {
             return Err(TreeError::Touched {
                 task: pid,
                 remnant: Remnant::Parasite,
+            });
+        }
+        let mut silent = None;
+        sockets::in_repair(pid, |fd, _| {
+            silent = Some(fd);
+            Ok(())
+        })
+        .map_err(|source| TreeError::Socket { pid, source })?;
+        if let Some(fd) = silent {
+            return Err(TreeError::Touched {
+                task: pid,
+                remnant: Remnant::Repair { fd },
             });
         }
     }
@@ -135,30 +175,36 @@ pub(crate) fn uninterruptible(directory: &Path) -> Result<Vec<i32>, CgroupError>
     Ok(found)
 }
 
-/// Kills every process of a container, frozen or not, and waits until its cgroup is empty. No task executes another
-/// instruction of its own: on v1 SIGKILL is pending before the thaw, on v2 a frozen task dies where it is.
+/// Kills every process of a container, frozen or not, and waits until its cgroup is empty. No frozen task executes
+/// another instruction of its own: on v1 SIGKILL is pending before the thaw, on v2 a frozen task dies where it is.
 pub async fn kill(cgroup: &str, deadline: Instant) -> Result<(), TreeError> {
-    let directory = match cgroup::directory(cgroup, "freezer") {
-        Err(CgroupError::Missing { .. }) => return Ok(()),
-        other => other?,
-    };
-    let freezer = Freezer::of_cgroup(cgroup)?;
+    match Freezer::of_cgroup(cgroup) {
+        Err(FreezeError::Cgroup(CgroupError::Missing { .. })) => Ok(()),
+        freezer => kill_all(&freezer?, deadline).await,
+    }
+}
+
+pub(crate) async fn kill_all(freezer: &Freezer, deadline: Instant) -> Result<(), TreeError> {
+    let directory = freezer.directory();
     loop {
-        let left = cgroup::processes(&directory)?;
+        let left = cgroup::processes(directory)?;
         if left.is_empty() {
             return Ok(());
         }
-        kill_once(&freezer, &directory, &left)?;
+        kill_once(freezer, &left)?;
         if Instant::now() >= deadline {
-            return Err(TreeError::NotDead { directory, left });
+            return Err(TreeError::NotDead {
+                directory: directory.to_owned(),
+                left,
+            });
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
-fn kill_once(freezer: &Freezer, directory: &Path, pids: &[i32]) -> Result<(), TreeError> {
-    let at_once = directory.join("cgroup.kill");
-    if CgroupVersion::detect() == CgroupVersion::V2 && at_once.exists() {
+fn kill_once(freezer: &Freezer, pids: &[i32]) -> Result<(), TreeError> {
+    let at_once = freezer.directory().join("cgroup.kill");
+    if freezer.version() == CgroupVersion::V2 && at_once.exists() {
         return Ok(cgroup::write(&at_once, "1")?);
     }
     for pid in pids.iter().filter_map(|pid| Pid::from_raw(*pid)) {
