@@ -3,11 +3,22 @@
 //! In reading order: [`config`] is what an operator decides, [`observe`] the log, [`registry`] what must survive a
 //! restart, [`peers`] the cluster: certificates, the listener, the hosts that may connect.
 
+pub mod api;
+pub mod blocking;
 pub mod clock;
 pub mod config;
+pub mod containers;
+pub mod daemon;
 pub mod image;
 pub mod network;
+pub mod notify;
 pub mod observe;
+pub mod paths;
 pub mod peers;
+pub mod random;
 pub mod registry;
+pub mod runtime;
+pub mod serve;
+pub mod storage;
 mod sys;
+pub mod volumes;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 use super::error::RegistryError;
-use super::{Containers, Hosts, Images, Migrations, Settings, Tokens, Volumes, schema};
+use super::{Containers, Images, Migrations, Volumes, schema};
 
 /// How long a statement waits for an operator's `sqlite3` that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,28 +89,10 @@ impl Registry {
         Volumes(self)
     }
 
-    /// Hosts of the cluster.
-    #[must_use]
-    pub fn hosts(&self) -> Hosts<'_> {
-        Hosts(self)
-    }
-
-    /// One-time tokens.
-    #[must_use]
-    pub fn tokens(&self) -> Tokens<'_> {
-        Tokens(self)
-    }
-
     /// Migrations and the handoff journal.
     #[must_use]
     pub fn migrations(&self) -> Migrations<'_> {
         Migrations(self)
-    }
-
-    /// Single values, such as this host's own name.
-    #[must_use]
-    pub fn settings(&self) -> Settings<'_> {
-        Settings(self)
     }
 
     /// Runs `work` in one transaction on a thread that may block; durable when it returns `Ok`.

@@ -18,6 +18,26 @@ impl Images<'_> {
     /// # Errors
     /// The database cannot be written.
     pub async fn put(&self, image: Image) -> Result<(), RegistryError> {
+        self.write(
+            image,
+            "INSERT OR REPLACE INTO image_names (name, digest) VALUES (?1, ?2)",
+        )
+        .await
+    }
+
+    /// Keeps an image; those of its names that lead nowhere lead to it from now on.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn put_if_new(&self, image: Image) -> Result<(), RegistryError> {
+        self.write(
+            image,
+            "INSERT OR IGNORE INTO image_names (name, digest) VALUES (?1, ?2)",
+        )
+        .await
+    }
+
+    async fn write(&self, image: Image, name_it: &'static str) -> Result<(), RegistryError> {
         let work = move |db: &Transaction<'_>| {
             let sql = "INSERT INTO images (digest, layers, size_bytes, created_ms, architecture, config)
                        VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (digest) DO NOTHING";
@@ -33,10 +53,7 @@ impl Images<'_> {
                 ),
             )?;
             for name in &image.names {
-                db.execute(
-                    "INSERT OR REPLACE INTO image_names (name, digest) VALUES (?1, ?2)",
-                    (name, &image.digest),
-                )?;
+                db.execute(name_it, (name, &image.digest))?;
             }
             Ok(())
         };
@@ -147,6 +164,27 @@ mod tests {
             [0, 1]
         );
         assert_eq!(all[1], image(2, "web:latest"));
+    }
+
+    #[tokio::test]
+    async fn a_received_image_takes_no_name_from_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&dir.path().join("r.db")).unwrap();
+        registry.images().put(image(1, "web:latest")).await.unwrap();
+        registry
+            .images()
+            .put_if_new(image(2, "web:latest"))
+            .await
+            .unwrap();
+        let names: Vec<_> = registry
+            .images()
+            .list()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|image| image.names)
+            .collect();
+        assert_eq!(names, [vec!["web:latest".to_owned()], vec![]]);
     }
 
     #[tokio::test]

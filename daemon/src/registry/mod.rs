@@ -7,24 +7,22 @@
 //! In reading order: `database` opens the file and runs work on it, `schema` is its shape and how old shapes become new
 //! ones, `columns` turns our types into columns; then one module a table.
 
+mod cluster;
 mod columns;
 mod containers;
 mod database;
 mod error;
-mod hosts;
 mod images;
 mod migrations;
 mod schema;
-mod settings;
-mod tokens;
 mod volumes;
 
 pub use containers::{ContainerRecord, Containers, Tombstone};
 pub use database::Registry;
 pub use error::RegistryError;
-pub use hosts::Hosts;
 pub use images::Images;
 pub use migrations::{JournalStep, MigrationRecord, Migrations};
-pub use settings::Settings;
-pub use tokens::{TokenUse, Tokens};
 pub use volumes::{VolumeRecord, Volumes};
+
+#[cfg(test)]
+pub use containers::tests::record as test_record;

@@ -57,7 +57,9 @@ CREATE TABLE volumes (
     driver          TEXT NOT NULL,
     created_ms      INTEGER NOT NULL,
     labels          TEXT NOT NULL,
-    anonymous       INTEGER NOT NULL
+    anonymous       INTEGER NOT NULL,
+    -- The container it is being received for; it is nobody's volume before that container runs here.
+    receiving_for   TEXT
 ) STRICT;
 
 CREATE TABLE hosts (
@@ -74,11 +76,6 @@ CREATE TABLE tokens (
     expires_ms      INTEGER NOT NULL,
     used_ms         INTEGER,
     used_by         TEXT
-) STRICT;
-
-CREATE TABLE settings (
-    key             TEXT PRIMARY KEY,
-    value           TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE migrations (

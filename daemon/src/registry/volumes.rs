@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use rusqlite::{OptionalExtension, Row, Transaction};
-use tranship_proto::ids::Name;
+use tranship_proto::ids::{ContainerId, Name};
 
 use super::columns::{Json, Text};
 use super::{Registry, RegistryError};
@@ -23,6 +23,8 @@ pub struct VolumeRecord {
     pub labels: HashMap<String, String>,
     /// Named by us rather than by a user: goes with the last container that mounts it, when asked.
     pub anonymous: bool,
+    /// The container it is being received for: nobody's volume before that container runs here.
+    pub receiving_for: Option<ContainerId>,
 }
 
 /// The table of volumes.
@@ -35,13 +37,15 @@ impl Volumes<'_> {
     /// [`RegistryError::Exists`] when the name is taken.
     pub async fn insert(&self, record: VolumeRecord) -> Result<(), RegistryError> {
         let work = move |db: &Transaction<'_>| {
-            let sql = "INSERT INTO volumes (name, driver, created_ms, labels, anonymous) VALUES (?1, ?2, ?3, ?4, ?5)";
+            let sql = "INSERT INTO volumes (name, driver, created_ms, labels, anonymous, receiving_for)
+                       VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
             let values = (
                 Text(&record.name),
                 &record.driver,
                 record.created_ms,
                 Json(&record.labels),
                 record.anonymous,
+                record.receiving_for.as_ref().map(Text),
             );
             db.execute(sql, values).map(drop)
         };
@@ -73,6 +77,19 @@ impl Volumes<'_> {
         self.0.transaction(TABLE, "list volumes", work).await
     }
 
+    /// The volumes received for a container are volumes like any other from now on.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn received(&self, container: &ContainerId) -> Result<(), RegistryError> {
+        let container = container.clone();
+        let work = move |db: &Transaction<'_>| {
+            let sql = "UPDATE volumes SET receiving_for = NULL WHERE receiving_for = ?1";
+            db.execute(sql, [Text(&container)]).map(drop)
+        };
+        self.0.transaction(TABLE, "keep received volumes", work).await
+    }
+
     /// Forgets a volume. False where there was none.
     ///
     /// # Errors
@@ -94,6 +111,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<VolumeRecord> {
         created_ms: row.get("created_ms")?,
         labels: row.get::<_, Json<_>>("labels")?.0,
         anonymous: row.get("anonymous")?,
+        receiving_for: row.get::<_, Option<Text<_>>>("receiving_for")?.map(|text| text.0),
     })
 }
 
@@ -111,6 +129,7 @@ mod tests {
             created_ms: 5,
             labels: HashMap::from([("team".into(), "db".into())]),
             anonymous: false,
+            receiving_for: Some(ContainerId::from_random([1; 32])),
         };
         registry.volumes().insert(record.clone()).await.unwrap();
         assert!(
@@ -125,6 +144,12 @@ mod tests {
             registry.volumes().get(&record.name).await.unwrap(),
             Some(record.clone())
         );
+        registry
+            .volumes()
+            .received(&ContainerId::from_random([1; 32]))
+            .await
+            .unwrap();
+        assert_eq!(registry.volumes().list().await.unwrap()[0].receiving_for, None);
         assert!(registry.volumes().remove(&record.name).await.unwrap());
         assert_eq!(registry.volumes().list().await.unwrap(), []);
     }
