@@ -6,6 +6,7 @@
 //! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, [`interrupt`] cleans up
 //! after a Ctrl-C.
 
+pub mod bench;
 pub mod command;
 pub mod counter;
 pub mod images;

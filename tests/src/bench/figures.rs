@@ -29,10 +29,7 @@ impl Figures {
 
 /// How many times more the one is than the other.
 #[must_use]
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "measurements are far below 2^52"
-)]
+#[expect(clippy::cast_precision_loss, reason = "measurements are far below 2^52")]
 pub fn ratio(more: u64, less: u64) -> f64 {
     more as f64 / less.max(1) as f64
 }

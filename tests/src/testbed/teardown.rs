@@ -143,16 +143,22 @@ fn remove_own_files(layout: &Layout) -> Result<(), String> {
         let is_host = |name: &str| super::layout::address(name).is_some();
         let Some(name) = name.to_str() else { continue };
         if path == layout.record() || name.strip_suffix(".sock").is_some_and(is_host) {
-            fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            gone(fs::remove_file(&path), &path)?;
         } else if is_host(name) {
             remove_folder(&path)?;
         }
     }
-    fs::remove_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))
+    gone(fs::remove_dir(dir), dir)
 }
 
 fn remove_folder(path: &Path) -> Result<(), String> {
-    match fs::remove_dir_all(path) {
+    gone(fs::remove_dir_all(path), path)
+}
+
+/// A testbed may be taken down twice at once: by a signal and by the failure that it caused. What the other has removed is
+/// gone too.
+fn gone(removed: std::io::Result<()>, path: &Path) -> Result<(), String> {
+    match removed {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
         _ => Ok(()),
     }
