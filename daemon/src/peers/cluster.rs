@@ -1,51 +1,30 @@
 //! This host's part of the cluster, held together: who it is, whom it knows, who is connected.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Server};
+use tonic::transport::Channel;
 use tranship_proto::ids::Name;
-use tranship_proto::limits::MAX_CONTROL_BYTES;
 use tranship_proto::v1::HostRecord;
 use tranship_proto::v1::peer_client::PeerClient;
-use tranship_proto::v1::peer_server::PeerServer;
 
 use super::connect::{self, Channels, ConnectError};
 use super::hosts::{HostTable, HostTableError, KnownHost, NotAdmitted};
 use super::identity::PeerIdentity;
-use super::listener::{Gate, WAITING};
 use super::membership::{Membership, MembershipError};
-use super::migrations::PeerMigrations;
 use super::pki::{self, Pki, PkiFileError};
 use super::refusal::{Refusals, chain};
-use super::service::PeerService;
 use super::store::HostStore;
 use super::streams::DataStreams;
-use super::sync;
 use crate::clock::now_ms;
 use crate::config::{Config, PeerConfig};
 
-/// A quiet control connection is asked for a sign of life this often, and given up when none comes for so long.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(6));
-
-/// Calls at once on one control connection.
-const MAX_CALLS: u32 = 64;
-
-/// Bytes of the header fields of one call.
-const MAX_HEADER_BYTES: u32 = 16 << 10;
-
-/// For calls that are under way when the listener closes.
-const CLOSING_DEADLINE: Duration = Duration::from_secs(3);
-
-/// A certificate that ends this soon is worth a line in the log.
-const EXPIRY_WARNING_MS: i64 = 30 * 24 * 3600 * 1000;
+/// What is left of a certificate when it is renewed, or worth a line in the log where it cannot be.
+pub(super) const RENEWAL_MS: i64 = 30 * 24 * 3600 * 1000;
 
 /// What the cluster's part is told by the configuration.
 #[derive(Clone, Debug)]
@@ -142,7 +121,7 @@ impl Peers {
     /// What is there cannot be used as it is, or the port is taken; nothing was changed.
     pub async fn open(settings: PeerSettings, store: Arc<dyn HostStore>) -> Result<Self, PeersError> {
         let hosts = Arc::new(HostTable::open(store).await?);
-        let membership = match Pki::load(&settings.pki)? {
+        let membership = match load(&settings.pki)? {
             Some(pki) => Some(Arc::new(Membership::new(pki, bind(settings.peer.listen).await?)?)),
             None => None,
         };
@@ -163,25 +142,6 @@ impl Peers {
         Ok(Self {
             inner: Arc::new(inner),
         })
-    }
-
-    /// Serves other hosts whenever this host is in a cluster, until `shutdown`.
-    ///
-    /// # Errors
-    /// The port cannot be bound, or the server stopped by itself.
-    pub async fn serve(
-        &self,
-        migrations: Arc<dyn PeerMigrations>,
-        shutdown: CancellationToken,
-    ) -> Result<(), PeersError> {
-        let stop = shutdown.child_token();
-        let serving = async {
-            let served = self.serve_memberships(migrations, stop.clone()).await;
-            stop.cancel();
-            served
-        };
-        let (served, ()) = tokio::join!(serving, sync::run(Arc::clone(&self.inner), stop.clone()));
-        served
     }
 
     /// Who this host is in its cluster; `None` before it is in one.
@@ -239,88 +199,29 @@ impl Peers {
     pub fn refusals(&self) -> &Refusals {
         &self.inner.refusals
     }
-
-    async fn serve_memberships(
-        &self,
-        migrations: Arc<dyn PeerMigrations>,
-        shutdown: CancellationToken,
-    ) -> Result<(), PeersError> {
-        let mut memberships = self.inner.membership.subscribe();
-        while !shutdown.is_cancelled() {
-            let current = memberships.borrow_and_update().clone();
-            let stop = shutdown.child_token();
-            let serving = async {
-                match current {
-                    Some(member) => {
-                        self.serve_as(&member, Arc::clone(&migrations), stop.clone())
-                            .await
-                    }
-                    None => {
-                        stop.cancelled().await;
-                        Ok(())
-                    }
-                }
-            };
-            tokio::pin!(serving);
-            tokio::select! {
-                done = &mut serving => done?,
-                _ = memberships.changed() => {
-                    stop.cancel();
-                    serving.await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn serve_as(
-        &self,
-        member: &Membership,
-        migrations: Arc<dyn PeerMigrations>,
-        stop: CancellationToken,
-    ) -> Result<(), PeersError> {
-        let inner = &self.inner;
-        let address = inner.settings.peer.listen;
-        let listener = match member.take_listener() {
-            Some(listener) => listener,
-            None => bind(address).await?,
-        };
-        tracing::info!(host = %member.identity, %address, "listening for peers");
-        warn_of_expiry(member);
-        let (sender, control) = mpsc::channel(WAITING);
-        let gate = Gate::new(
-            Arc::clone(&member.tls.server),
-            Arc::clone(&inner.hosts),
-            inner.streams.clone(),
-            Arc::clone(&inner.refusals),
-            Arc::clone(&inner.sync_now),
-            sender,
-        );
-        let service = PeerServer::new(PeerService::new(Arc::clone(inner), migrations))
-            .max_decoding_message_size(MAX_CONTROL_BYTES)
-            .max_encoding_message_size(MAX_CONTROL_BYTES);
-        let serving = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE.0))
-            .http2_keepalive_timeout(Some(KEEPALIVE.1))
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
-            .max_concurrent_streams(MAX_CALLS)
-            .add_service(service)
-            .serve_with_incoming_shutdown(ReceiverStream::new(control), stop.clone().cancelled_owned());
-        let too_late = async {
-            stop.cancelled().await;
-            tokio::time::sleep(CLOSING_DEADLINE).await;
-        };
-        tokio::select! {
-            ((), served) = async { tokio::join!(gate.run(listener, stop.clone()), serving) } => Ok(served?),
-            () = too_late => Ok(()),
-        }
-    }
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, PeersError> {
+pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, PeersError> {
     TcpListener::bind(address)
         .await
         .map_err(|source| PeersError::Listen { address, source })
+}
+
+/// Reads the certificates; where the authority's key is at hand, the host's own is renewed before it ends.
+fn load(folder: &Path) -> Result<Option<Pki>, PeersError> {
+    let Some(pki) = Pki::load(folder)? else {
+        return Ok(None);
+    };
+    let (Some(authority), Some(ends_ms)) = (&pki.authority, pki::ends_ms(&pki.host)) else {
+        return Ok(Some(pki));
+    };
+    if ends_ms - now_ms() >= RENEWAL_MS {
+        return Ok(Some(pki));
+    }
+    let host = PeerIdentity::of_certificate(&pki.host).map_err(MembershipError::Identity)?;
+    pki::renew(folder, authority, &host)?;
+    tracing::info!(%host, "this host's certificate was renewed");
+    Ok(Pki::load(folder)?)
 }
 
 fn check_member(settings: &PeerSettings, hosts: &HostTable, joined: Name) -> Result<(), PeersError> {
@@ -334,17 +235,6 @@ fn check_member(settings: &PeerSettings, hosts: &HostTable, joined: Name) -> Res
             pki: settings.pki.clone(),
         }),
         _ => Ok(()),
-    }
-}
-
-fn warn_of_expiry(member: &Membership) {
-    let left = member.expires_ms() - now_ms();
-    if left < EXPIRY_WARNING_MS {
-        let days = left / (24 * 3600 * 1000);
-        tracing::warn!(
-            host = %member.identity, days,
-            "this host's certificate ends soon: remove the host from the cluster and join again"
-        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! Connections to other hosts: control channels that are kept, data streams that are opened for one migration.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 use tranship_proto::ids::Name;
@@ -23,13 +25,16 @@ use super::identity::{IdentityError, PeerIdentity};
 use super::membership::Membership;
 
 /// A quiet control connection is asked for a sign of life this often,
-const KEEPALIVE: Duration = Duration::from_secs(2);
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(2);
 
 /// and given up when none comes for so long.
-const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(6);
+pub(super) const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(6);
 
 /// For a connection with its handshake; each of the two has a deadline of its own below it.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(12);
+
+/// What a host does that does not let us in.
+const CLOSED: &str = "the host closed the connection; it may have removed this host or not know it yet: its log has the reason";
 
 /// Why there is no connection to a host.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +175,25 @@ async fn connect(
     // The handshake made sure of the name; whether it still belongs to the same host is ours to know.
     hosts.check(&read.map_err(|source| identity_error(&host.name, source))?)?;
     Ok(stream)
+}
+
+/// Why a call to another host failed, in one line: the host's own words, or what is wrong with the connection.
+#[must_use]
+pub fn explain(status: &Status) -> String {
+    let mut parts = vec![status.message().to_owned()];
+    let sources = std::iter::successors(std::error::Error::source(status), |error| error.source());
+    for source in sources {
+        if source
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+        {
+            return CLOSED.to_owned();
+        }
+        parts.push(source.to_string());
+    }
+    parts.retain(|part| !part.is_empty() && part != "transport error");
+    parts.dedup();
+    parts.join(": ")
 }
 
 fn identity_error(host: &Name, source: IdentityError) -> ConnectError {

@@ -4,10 +4,9 @@ use std::sync::{Mutex, PoisonError};
 
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::identity::{IdentityError, PeerIdentity};
-use super::pki::{Authority, Pki, fingerprint};
+use super::pki::{Authority, Pki, ends_ms, fingerprint};
 use super::tls::{TlsConfigs, TlsError};
 
 /// The certificates do not make this host a member.
@@ -43,7 +42,7 @@ impl Membership {
         Ok(Self {
             identity: PeerIdentity::of_certificate(&pki.host)?,
             tls: TlsConfigs::new(&pki)?,
-            expires_ms: expires_ms(&pki.host)?,
+            expires_ms: ends_ms(&pki.host).unwrap_or_default(),
             authority: pki.authority,
             ca: pki.ca,
             listener: Mutex::new(Some(listener)),
@@ -69,10 +68,4 @@ impl Membership {
             .unwrap_or_else(PoisonError::into_inner)
             .take()
     }
-}
-
-fn expires_ms(certificate: &CertificateDer<'_>) -> Result<i64, IdentityError> {
-    let (_, read) = X509Certificate::from_der(certificate)
-        .map_err(|error| IdentityError::Unreadable(error.to_string()))?;
-    Ok(read.validity().not_after.timestamp().saturating_mul(1000))
 }

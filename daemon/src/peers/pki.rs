@@ -7,5 +7,5 @@
 mod files;
 mod issue;
 
-pub use files::{Pki, PkiFileError, move_aside, write};
-pub use issue::{Authority, HostKey, IssueError, fingerprint};
+pub use files::{Pki, PkiFileError, move_aside, renew, write};
+pub use issue::{Authority, HostKey, IssueError, ends_ms, fingerprint};

@@ -14,7 +14,7 @@ use tranship_proto::v1::peer_client::PeerClient;
 use tranship_proto::v1::{HostRecord, SyncHostsReply, SyncHostsRequest};
 
 use super::cluster::Inner;
-use super::connect::ConnectError;
+use super::connect::{ConnectError, explain};
 use super::hosts::{HostTableError, KnownHost};
 use super::refusal::chain;
 
@@ -121,17 +121,7 @@ pub(super) async fn send(
         Ok(reply) => Ok(reply.into_inner()),
         Err(status) => Err(SyncError::Refused {
             host: host.clone(),
-            reason: reason(&status),
+            reason: explain(&status),
         }),
     }
-}
-
-/// What a status says: a peer's own words, or why there was no answer.
-fn reason(status: &tonic::Status) -> String {
-    let mut parts = vec![status.message().to_owned()];
-    let sources = std::iter::successors(std::error::Error::source(status), |error| error.source());
-    parts.extend(sources.map(ToString::to_string));
-    parts.retain(|part| !part.is_empty() && part != "transport error");
-    parts.dedup();
-    parts.join(": ")
 }

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::issue::{Authority, IssueError};
+use super::issue::{Authority, HostKey, IssueError};
+use crate::peers::identity::PeerIdentity;
 
 const CA_CERTIFICATE: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
@@ -133,6 +134,30 @@ pub fn write(
     sync(parent)
 }
 
+/// Makes a new certificate for the key that is there, where the authority's key is there too; durable on return.
+///
+/// # Errors
+/// The certificate could not be made or written; the one before is still there.
+pub fn renew(folder: &Path, authority: &Authority, host: &PeerIdentity) -> Result<(), PkiFileError> {
+    let issued = HostKey::load(&read(&folder.join(HOST_KEY))?)
+        .and_then(|key| key.request())
+        .and_then(|request| authority.issue(host, &request));
+    let pem = issued.map_err(|source| PkiFileError::Authority {
+        path: folder.to_owned(),
+        source,
+    })?;
+    let (path, draft) = (folder.join(HOST_CERTIFICATE), folder.join("host.pem.new"));
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("remove", &draft)(error));
+        }
+        _ => {}
+    }
+    write_file(&draft, &pem)?;
+    fs::rename(&draft, &path).map_err(io_error("put in place", &path))?;
+    sync(folder)
+}
+
 /// Puts the folder out of the way: this host is in no cluster any more. Returns where it is now.
 ///
 /// # Errors
@@ -222,9 +247,8 @@ fn io_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> P
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::issue::HostKey;
+    use super::super::issue::ends_ms;
     use super::*;
-    use crate::peers::identity::PeerIdentity;
 
     fn written() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -274,6 +298,20 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_of_the_same_host_and_key() {
+        let (_dir, folder) = written();
+        let before = Pki::load(&folder).unwrap().unwrap();
+        let identity = PeerIdentity::of_certificate(&before.host).unwrap();
+        renew(&folder, &before.authority.unwrap(), &identity).unwrap();
+        let after = Pki::load(&folder).unwrap().unwrap();
+        assert_ne!(after.host, before.host);
+        assert_eq!(PeerIdentity::of_certificate(&after.host).unwrap(), identity);
+        assert!(ends_ms(&after.host) >= ends_ms(&before.host));
+        let key = HostKey::load(&fs::read_to_string(folder.join(HOST_KEY)).unwrap()).unwrap();
+        assert!(key.is_of(&after.host) && key.is_of(&before.host));
     }
 
     #[test]

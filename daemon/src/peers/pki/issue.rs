@@ -7,6 +7,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::peers::identity::PeerIdentity;
 
@@ -124,6 +125,16 @@ impl HostKey {
             .map_err(failed("make the host's key"))
     }
 
+    /// The key that was written to disk.
+    ///
+    /// # Errors
+    /// The text is no key.
+    pub fn load(pem: &str) -> Result<Self, IssueError> {
+        KeyPair::from_pem(pem)
+            .map(Self)
+            .map_err(failed("read the host's key"))
+    }
+
     /// The private key.
     #[must_use]
     pub fn pem(&self) -> String {
@@ -144,11 +155,17 @@ impl HostKey {
     /// Whether a certificate (DER) is one of this key.
     #[must_use]
     pub fn is_of(&self, certificate: &CertificateDer<'_>) -> bool {
-        use x509_parser::prelude::{FromDer, X509Certificate};
         X509Certificate::from_der(certificate).is_ok_and(|(_, read)| {
             read.public_key().subject_public_key.data.as_ref() == self.0.public_key_raw()
         })
     }
+}
+
+/// When a certificate (DER) ends, in milliseconds since the Unix epoch; `None` where it cannot be read.
+#[must_use]
+pub fn ends_ms(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, read) = X509Certificate::from_der(certificate).ok()?;
+    Some(read.validity().not_after.timestamp().saturating_mul(1000))
 }
 
 /// The SHA-256 of a certificate (DER) in hexadecimal digits.
