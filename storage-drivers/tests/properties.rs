@@ -78,7 +78,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         3 => any::<prop::sample::Index>().prop_map(Kind::HardLink),
         1 => Just(Kind::Fifo),
         1 => Just(Kind::Socket),
-        1 => (0..4096u32, 0..1u32 << 20).prop_map(|(major, minor)| Kind::Device(major, minor)),
+        1 => (0..512u32, 0..1u32 << 18).prop_map(|(major, minor)| Kind::Device(major, minor)),
     ]
 }
 

@@ -18,12 +18,11 @@ use tranship_proto::v1::{EntryKind, TreeEntry};
 use tranship_storage_drivers::digest::tree_listing;
 use tranship_storage_drivers::tree::{TreeError, TreePart, TreeReader, TreeSummary, TreeWriter};
 
-/// A new directory on a real disk: /tmp may be a tmpfs, which differs in what it can hold.
+/// A new directory on a real disk: /tmp may be a tmpfs, which differs in what it can hold. `TRANSHIP_TEST_DIR` names
+/// another place, to try another file system.
 pub fn place() -> TempDir {
-    tempfile::Builder::new()
-        .prefix("st-")
-        .tempdir_in("/var/tmp")
-        .unwrap()
+    let parent = std::env::var_os("TRANSHIP_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+    tempfile::Builder::new().prefix("st-").tempdir_in(parent).unwrap()
 }
 
 /// A directory below a place.
