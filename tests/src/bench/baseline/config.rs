@@ -1,4 +1,4 @@
-//! The baseline's container: what Docker's users get, as Tranship's containers, without the user namespace.
+//! The baseline's container: confined as Tranship's, but without the user namespace.
 
 use serde_json::{Value, json};
 
@@ -34,10 +34,11 @@ pub struct Places<'a> {
     pub cgroup: &'a str,
 }
 
-/// The `config.json` that runc reads.
-pub fn config(places: Places<'_>) -> Value {
+/// The `config.json` that runc reads. The system-call filter is that of Tranship's container, where there is one: CRIU has to
+/// carry it too.
+pub fn config(places: Places<'_>, seccomp: Option<Value>) -> Value {
     let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
-    json!({
+    let mut config = json!({
         "ociVersion": "1.0.2",
         "hostname": "redis",
         "root": {"path": places.rootfs},
@@ -77,5 +78,9 @@ pub fn config(places: Places<'_>) -> Value {
             ],
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
-    })
+    });
+    if let Some(seccomp) = seccomp {
+        config["linux"]["seccomp"] = seccomp;
+    }
+    config
 }

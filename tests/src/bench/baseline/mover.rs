@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 use super::config::{Places, config};
 use super::steps::{self, Told};
@@ -39,9 +40,10 @@ impl Baseline {
         let baseline = Self {
             hosts: [here.clone(), there.clone()],
         };
+        let seccomp = filter_of_tranship(here)?;
         for (host, peer) in [(here, there), (there, here)] {
             run(host, peer, steps::SETUP)?;
-            write_config(host)?;
+            write_config(host, seccomp.clone())?;
             run(host, peer, steps::READY)?;
         }
         run(here, there, steps::START)?;
@@ -86,6 +88,19 @@ fn disk(host: &Host) -> PathBuf {
     host.layout.disk(host.name()).join("baseline")
 }
 
+/// The system-call filter of the container that Tranship runs on this host, if it runs one.
+fn filter_of_tranship(host: &Host) -> Result<Option<Value>> {
+    let containers = host.layout.state_dir(host.name()).join("containers");
+    let first = fs::read_dir(&containers).into_iter().flatten().flatten().next();
+    let Some(container) = first else {
+        return Ok(None);
+    };
+    let path = container.path().join("config.json");
+    let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut config: Value = serde_json::from_slice(&text)?;
+    Ok(Some(config["linux"]["seccomp"].take()))
+}
+
 fn told(host: &Host, peer: &Host, script: &str) -> Result<Told> {
     steps::read(&run(host, peer, script)?)
 }
@@ -108,7 +123,7 @@ fn run(host: &Host, peer: &Host, script: &str) -> Result<String> {
     timed::run(&mut bash, steps::DEADLINE).with_context(|| format!("the baseline on host {}", host.name()))
 }
 
-fn write_config(host: &Host) -> Result<()> {
+fn write_config(host: &Host, seccomp: Option<Value>) -> Result<()> {
     let volume = disk(host).join("volume");
     let places = Places {
         rootfs: &format!("{RUN}/rootfs"),
@@ -118,7 +133,7 @@ fn write_config(host: &Host) -> Result<()> {
         cgroup: &format!("/{CGROUP_PARENT}/be-{}/redis", host.name()),
     };
     let path = host.path(RUN).join("bundle/config.json");
-    let text = serde_json::to_vec_pretty(&config(places))?;
+    let text = serde_json::to_vec_pretty(&config(places, seccomp))?;
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
