@@ -22,6 +22,9 @@ pub enum ImportError {
         /// What is wrong with it.
         source: io::Error,
     },
+    /// The end of an archive is missing.
+    #[error("the archive ends without its end mark: it was cut off, or more was to come")]
+    Cut,
     /// A compression that is not supported.
     #[error("the archive is compressed with {0}: use gzip, zstd or none")]
     Compression(&'static str),

@@ -10,6 +10,8 @@ use super::headers::guard;
 use super::limits::{MAX_DOCUMENT_BYTES, MAX_MEMBERS};
 use super::spool::{Part, Spool};
 
+const BLOCK_BYTES: u64 = 512;
+
 /// Where a member lies in the spool, or where it leads.
 enum Member {
     File { offset: u64, bytes: u64 },
@@ -30,8 +32,10 @@ impl<'a> Members<'a> {
         let mut archive = tar::Archive::new(reader);
         let mut entries = archive.entries_with_seek().map_err(damaged)?;
         let mut members = BTreeMap::new();
+        let mut end = 0;
         while let Some(entry) = headers.next(&mut entries) {
             let entry = entry.map_err(damaged)?;
+            end = entry.raw_file_position().saturating_add(entry.size());
             let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             let name = path.trim_start_matches("./").trim_end_matches('/');
             if name.is_empty() {
@@ -61,6 +65,13 @@ impl<'a> Members<'a> {
         }
         if members.is_empty() {
             return Ok(None);
+        }
+        // The parser takes the end of the file for the archive's; only a block of zeroes behind the last member is.
+        let mark = end
+            .checked_next_multiple_of(BLOCK_BYTES)
+            .and_then(|at| at.checked_add(BLOCK_BYTES));
+        if mark.is_none_or(|mark| mark > spool.bytes) {
+            return Err(ImportError::Cut);
         }
         Ok(Some(Self { spool, members }))
     }

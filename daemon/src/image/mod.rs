@@ -40,3 +40,6 @@ pub use error::{ExtractError, ImportError};
 pub use import::{ImportOptions, import};
 pub use names::{NameError, Removal, plan_removal, resolve};
 pub use reference::{Reference, ReferenceError};
+
+#[cfg(test)]
+mod tests;

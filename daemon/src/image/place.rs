@@ -266,25 +266,26 @@ impl Place {
         openat2(&self.root, name, flags, Mode::empty(), resolve)
     }
 
+    /// A link to nothing is left alone, and is an error; where a mark hides a directory of a lower layer, one of this
+    /// layer takes its place.
     fn make_all(&mut self, path: &InnerPath) -> Result<OwnedFd, ExtractError> {
         for prefix in path.prefixes() {
             match self.open(&prefix) {
                 Ok(_) => {}
-                Err(Errno::NOENT) => self.make_directory(&prefix)?,
-                Err(Errno::NOTDIR) if self.is_whiteout(&prefix)? => self.make_directory(&prefix)?,
+                Err(error @ (Errno::NOENT | Errno::NOTDIR)) => match self.found(&prefix)? {
+                    Found::Nothing | Found::Whiteout => self.make_directory(&prefix)?,
+                    Found::Directory | Found::Other => return Err(leads_out(&prefix)(error)),
+                },
                 Err(error) => return Err(leads_out(&prefix)(error)),
             }
         }
         self.open(path).map_err(leads_out(path))
     }
 
-    fn is_whiteout(&mut self, path: &InnerPath) -> Result<bool, ExtractError> {
+    fn found(&mut self, path: &InnerPath) -> Result<Found, ExtractError> {
         let (folder, name) = path.split();
         let name = name.to_vec();
-        let found = Self::look(self.directory(&folder)?, &name);
-        found
-            .map(|found| found == Found::Whiteout)
-            .map_err(ExtractError::file("look at", path.bytes()))
+        Self::look(self.directory(&folder)?, &name).map_err(ExtractError::file("look at", path.bytes()))
     }
 }
 
