@@ -96,6 +96,20 @@ impl Conversation {
     }
 }
 
+/// The conversation of a role whose peer has hung up long ago.
+pub struct Silence;
+
+#[async_trait]
+impl Control for Silence {
+    async fn send(&mut self, _message: MigrateMessage) -> Result<(), ControlError> {
+        Err(ControlError::Lost { waiting_for: "somebody to tell" })
+    }
+
+    async fn receive(&mut self) -> Result<Option<MigrateMessage>, ControlError> {
+        Ok(None)
+    }
+}
+
 /// An error for a message that was not due.
 #[must_use]
 pub fn unexpected(wanted: &'static str, got: &Body) -> StepError {

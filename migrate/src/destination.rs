@@ -362,3 +362,27 @@ impl Drop for AbortOnDrop {
         self.0.abort();
     }
 }
+
+/// Takes a migration up again that was ready when the daemon before ended, and the restored tasks with it. The images
+/// are still here: they are restored again if, and only if, the source has committed.
+pub async fn run_from_ready(
+    migration: MigrationId,
+    host: Arc<dyn DestinationHost>,
+    reserve: &Reserve,
+) -> DestinationEnd {
+    let silent = Conversation::new(migration, Box::new(crate::control::Silence));
+    let mut role = Destination::new(migration, host, silent);
+    role.next_epoch = reserve.next_epoch;
+    role.note(Phase::Commit);
+    if let Err(cause) = role.ask_until_decided().await {
+        return role.drop_all(cause).await;
+    }
+    let held = match role.host.restore_held().await {
+        Ok(held) => held,
+        Err(error) => return role.lost(error.into()).await,
+    };
+    match role.resume(held).await {
+        Ok(()) => DestinationEnd::Runs,
+        Err(cause) => role.lost(cause).await,
+    }
+}

@@ -81,6 +81,9 @@ pub trait SourceHost: Send + Sync {
     /// The tree of one of the image's layers, which never changes.
     async fn layer(&self, name: &TreeName) -> Result<Tree, HostError>;
 
+    /// Does everything of the dump that can be done while the container runs.
+    async fn prepare_dump(&self) -> Result<(), HostError>;
+
     /// Stops every task of the container by its cgroup's freezer.
     async fn freeze(&self) -> Result<(), HostError>;
 

@@ -137,7 +137,7 @@ impl Source {
     async fn up_to_commit(&mut self) -> Result<Committed, NotCommitted> {
         let mut reserved = self.reserve().await?;
         self.seed(&mut reserved).await?;
-        self.rounds()?;
+        self.rounds().await?;
         self.freeze().await?;
         let digest = self.drain(&mut reserved).await?;
         self.hold().await?;
@@ -187,9 +187,12 @@ impl Source {
         }
     }
 
-    /// Stop and copy has no rounds: everything that changes is sent while the container stands still.
-    fn rounds(&mut self) -> Result<(), StepError> {
-        self.enter(Phase::Rounds)
+    /// Stop and copy has no rounds: everything that changes is sent while the container stands still. What can be done
+    /// before is done before.
+    async fn rounds(&mut self) -> Result<(), StepError> {
+        self.enter(Phase::Rounds)?;
+        let host = Arc::clone(&self.host);
+        Ok(self.timings.measure("prepare the dump", host.prepare_dump()).await?)
     }
 
     async fn freeze(&mut self) -> Result<(), StepError> {

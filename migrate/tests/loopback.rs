@@ -106,6 +106,10 @@ impl SourceHost for SimulatedSource {
         })
     }
 
+    async fn prepare_dump(&self) -> Result<(), HostError> {
+        self.world.enter("prepare dump")
+    }
+
     async fn freeze(&self) -> Result<(), HostError> {
         self.world.with(|world| world.source_runs = false);
         self.world.enter("freeze")
@@ -519,6 +523,7 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
         "source record",
         "open stream",
         "layer",
+        "prepare dump",
         "freeze",
         "cut network",
         "dump",

@@ -8,10 +8,13 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::mac::MacAddr;
-use crate::sys::packet::ArpSocket;
+use crate::sys::packet::{ArpSocket, HEADER_BYTES};
 
 /// Bytes of an ARP packet for IPv4 over Ethernet.
 const PACKET_BYTES: usize = 28;
+
+/// Bytes of the frame it comes in.
+pub(super) const FRAME_BYTES: usize = HEADER_BYTES + PACKET_BYTES;
 
 /// When the probes of one address are sent. RFC 5227 spreads three over seconds, for links that come up while
 /// people plug them in; on a bridge that is up an answer takes less than a millisecond.
@@ -128,17 +131,25 @@ pub(super) fn probe(link: &str, ip: Ipv4Addr) -> std::io::Result<Option<MacAddr>
     let own = MacAddr::from_bytes(socket.hardware_address());
     let begin = Instant::now();
     for (number, at) in PROBES.iter().enumerate() {
-        socket.broadcast(&Packet::probe(own, ip).encode())?;
+        socket.broadcast(own.bytes(), &Packet::probe(own, ip).encode())?;
         let until = PROBES.get(number + 1).copied().unwrap_or(*at + PROBE_WAIT);
-        let mut buffer = [0; 64];
-        while let Some(length) = socket.receive(&mut buffer, begin + until)? {
-            let packet = buffer.get(..length).and_then(Packet::decode);
-            if let Some(mac) = packet.and_then(|packet| packet.claims(ip, own)) {
+        let mut buffer = [0; FRAME_BYTES];
+        while let Some(bytes) = socket.receive(&mut buffer, begin + until)? {
+            if let Some(mac) = Packet::decode(bytes).and_then(|packet| packet.claims(ip, own)) {
                 return Ok(Some(mac));
             }
         }
     }
     Ok(None)
+}
+
+/// Says to everybody on the socket's link that `mac` has the address, in both forms that neighbours listen to.
+///
+/// # Errors
+/// When the link is down or gone.
+pub(super) fn announce(socket: &ArpSocket, mac: MacAddr, ip: Ipv4Addr) -> std::io::Result<()> {
+    let packets = Packet::announcements(mac, ip);
+    packets.iter().try_for_each(|packet| socket.broadcast(mac.bytes(), &packet.encode()))
 }
 
 #[cfg(test)]

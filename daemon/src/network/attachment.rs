@@ -69,10 +69,8 @@ pub struct Attachment {
     pub container: ContainerId,
     /// Name of the network.
     pub network: String,
-    /// The network namespace, bind-mounted there; none is the host's own.
-    pub netns: Option<PathBuf>,
-    /// A sysfs that shows that namespace's links, to be bind-mounted to `/sys`.
-    pub sysfs: PathBuf,
+    /// The container's network namespace, such as `/proc/PID/ns/net`.
+    pub netns: PathBuf,
     /// Its interface; none on `none` and `host`.
     pub interface: Option<Interface>,
 }

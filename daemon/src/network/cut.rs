@@ -8,18 +8,16 @@ use rtnetlink::LinkUnspec;
 use tokio::task::AbortHandle;
 use tranship_proto::ids::ContainerId;
 
-use super::arp::Packet;
+use super::arp;
 use super::attachment::{Attachment, Interface};
 use super::error::NetworkError;
-use super::inside::INNER_LINK;
-use super::links::Links;
-use super::netns;
+use super::links::{Link, Links};
 use crate::sys::packet::ArpSocket;
 
 /// When an address is announced: a switch or a neighbour that misses one, during the turmoil of a move, gets another.
 const ANNOUNCEMENTS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_secs(1)];
 
-/// The announcements under way. Each holds its container's namespace, so they end with the attachment.
+/// The announcements under way: of a container that is cut off again none may follow.
 #[derive(Default)]
 pub(super) struct Announcers {
     tasks: Mutex<HashMap<ContainerId, AbortHandle>>,
@@ -33,12 +31,11 @@ impl Announcers {
     }
 
     fn start(&self, id: &ContainerId, socket: ArpSocket, interface: &Interface) {
-        let packets = Packet::announcements(interface.mac, interface.ip);
-        let container = id.clone();
+        let (container, mac, ip) = (id.clone(), interface.mac, interface.ip);
         let task = tokio::spawn(async move {
             for pair in ANNOUNCEMENTS.windows(2) {
                 tokio::time::sleep(pair[1] - pair[0]).await;
-                if let Err(error) = announce(&socket, &packets) {
+                if let Err(error) = arp::announce(&socket, mac, ip) {
                     tracing::warn!(container = container.short(), %error, "an announcement was not sent");
                 }
             }
@@ -55,31 +52,31 @@ impl Announcers {
 
 /// Makes the container's link a port of the bridge and announces its address: once before this returns, twice later.
 /// Answers how long it took until the port was one.
+///
+/// The bridge may still believe that the container is behind the uplink, where it came from, and would drop what arrives
+/// for it from there; it is told better.
 pub(super) async fn plug(
     links: &Links,
     announcers: &Announcers,
     attachment: &Attachment,
-    bridge: u32,
+    bridge: &Link,
 ) -> Result<Duration, NetworkError> {
     let Some(interface) = &attachment.interface else {
         return Ok(Duration::ZERO);
     };
-    let link = interface.host_link.clone();
-    // Inside the namespace: what announces must come in by the port that is announced.
-    let socket = netns::within(attachment.netns.clone(), "open a packet socket", || {
-        ArpSocket::open(INNER_LINK).map_err(NetworkError::io(
-            "open a packet socket in the container's network",
-        ))
-    })
-    .await?;
+    let name = &interface.host_link;
+    let announcing = || NetworkError::io(format!("announce the address {}", interface.ip));
+    let socket = ArpSocket::open(&bridge.name).map_err(announcing())?;
     let begin = Instant::now();
-    let message = LinkUnspec::new_with_name(&link).controller(bridge).build();
-    links
-        .change(&format!("put {link} into its bridge"), message)
-        .await?;
+    let link = links.find(name).await?.ok_or_else(|| NetworkError::NoLink {
+        network: attachment.network.clone(),
+        link: name.clone(),
+    })?;
+    let message = LinkUnspec::new_with_index(link.index).controller(bridge.index).build();
+    links.change(&format!("put {name} into its bridge"), message).await?;
+    links.learn(link.index, interface.mac).await?;
     let took = begin.elapsed();
-    announce(&socket, &Packet::announcements(interface.mac, interface.ip))
-        .map_err(NetworkError::io(format!("announce the address {}", interface.ip)))?;
+    arp::announce(&socket, interface.mac, interface.ip).map_err(announcing())?;
     announcers.start(&attachment.container, socket, interface);
     Ok(took)
 }
@@ -102,10 +99,4 @@ pub(super) async fn unplug(
         .change(&format!("take {link} out of its bridge"), message)
         .await?;
     Ok(begin.elapsed())
-}
-
-fn announce(socket: &ArpSocket, packets: &[Packet]) -> std::io::Result<()> {
-    packets
-        .iter()
-        .try_for_each(|packet| socket.broadcast(&packet.encode()))
 }

@@ -10,11 +10,13 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::error::NetworkError;
+use super::mac::MacAddr;
 
 /// The kernel answers netlink at once; this long means that it will not.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -75,6 +77,13 @@ impl Links {
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
             result => result,
         }
+    }
+
+    /// Tells a bridge that a MAC is behind this port of it, wherever it has been; as if a frame had come from there.
+    pub(super) async fn learn(&self, port: u32, mac: MacAddr) -> Result<(), NetworkError> {
+        let request = self.handle.neighbours().add_bridge(port, &mac.bytes()).replace();
+        let request = request.state(NeighbourState::Reachable).flags(NeighbourFlags::Controller);
+        deadline("tell a bridge where a container is", request.execute()).await
     }
 
     /// The addresses of a link.

@@ -17,7 +17,7 @@
 //! bridge; while it is out, the host's own stack is deaf on it (no ARP answers, no IPv6, no forwarding).
 //!
 //! Nothing is kept in files: the kernel is asked. The host's end of the veth carries the network and the container's id as
-//! its alias, the namespace holds the rest, so a daemon that starts again finds everything by [`Networks::find`].
+//! its alias, so a daemon that starts again finds everything by [`Networks::find`].
 //!
 //! Deliberately absent: IPv6 inside containers (an address that would not be announced when it moves is worse than none),
 //! NAT, port mappings.

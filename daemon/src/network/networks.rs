@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tranship_proto::v1;
 
 use super::address;
 use super::attachment::{Attachment, Interface, NetworkRequest};
-use super::cable::{self, Places};
+use super::cable;
 use super::cut::{self, Announcers};
 use super::error::NetworkError;
 use super::links::{Link, Links, address_of};
@@ -32,13 +32,12 @@ pub struct Networks {
 }
 
 struct Shared {
-    run_dir: PathBuf,
     config: BTreeMap<Name, NetworkConfig>,
     links: Links,
     announcers: Announcers,
-    /// Held from the choice of an address until the container answers for it, and while a bridge is made: of two
+    /// Addresses that were chosen here, and for whom. Held while one is chosen and while a bridge is made: of two
     /// containers that start at once the second finds what the first has done.
-    changes: Mutex<()>,
+    changes: Mutex<BTreeMap<Ipv4Addr, ContainerId>>,
 }
 
 /// What a name stands for.
@@ -49,18 +48,16 @@ enum Place<'a> {
 }
 
 impl Networks {
-    /// The networks of the daemon's network namespace; `config` is its `networks`, `run_dir` its run
-    /// directory. Call inside a runtime.
+    /// The networks of the daemon's network namespace; `config` is its `networks`. Call inside a runtime.
     ///
     /// # Errors
     /// When the kernel gives no netlink socket.
-    pub fn new(run_dir: &Path, config: BTreeMap<Name, NetworkConfig>) -> Result<Self, NetworkError> {
+    pub fn new(config: BTreeMap<Name, NetworkConfig>) -> Result<Self, NetworkError> {
         let shared = Shared {
-            run_dir: run_dir.to_owned(),
             config,
             links: Links::open()?,
             announcers: Announcers::default(),
-            changes: Mutex::new(()),
+            changes: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -114,58 +111,72 @@ impl Networks {
         self.place(name).is_ok()
     }
 
-    /// Gives a container its place in a network: namespace, cable, address; plugged in and announced.
+    /// Chooses the address of a container that is about to be made: the one asked for, if it is free, or the lowest
+    /// free one of the range. It is nobody else's from then on, until [`Self::detach`]. None on `none` and `host`.
     ///
     /// # Errors
     /// [`NetworkError::Conflict`] when somebody answers for the address asked for, [`NetworkError::Exhausted`] when
-    /// none is left, or what the kernel says. Nothing is left behind then.
+    /// none is left, or what the kernel says.
+    pub async fn choose_address(
+        &self,
+        id: &ContainerId,
+        request: &NetworkRequest,
+    ) -> Result<Option<(Ipv4Addr, MacAddr)>, NetworkError> {
+        let mut changes = self.shared.changes.lock().await;
+        let Place::L2(name, config) = self.place(&request.network)? else {
+            return refuse_addresses(request).map(|()| None);
+        };
+        let bridge = self.ensure_bridge(name, config).await?;
+        let mut request = request.clone();
+        request.taken.extend(changes.iter().filter(|(_, owner)| *owner != id).map(|(ip, _)| *ip));
+        let ip = self.choose(name, config, &bridge, &request).await?;
+        changes.insert(ip, id.clone());
+        Ok(Some((ip, request.mac.unwrap_or_else(|| MacAddr::of_container(id)))))
+    }
+
+    /// Gives a container, whose network namespace is at `netns`, its place in a network: cable, address, settings;
+    /// plugged in and announced. Address and MAC must have been chosen.
+    ///
+    /// # Errors
+    /// [`NetworkError::Incomplete`] without address or MAC on an `l2` network, or what the kernel says. Nothing is left
+    /// behind then.
     pub async fn attach(
         &self,
         id: &ContainerId,
         request: &NetworkRequest,
+        netns: &Path,
     ) -> Result<Attachment, NetworkError> {
-        let _changes = self.shared.changes.lock().await;
-        let attachment = match self.place(&request.network)? {
-            Place::L2(name, config) => {
-                let bridge = self.ensure_bridge(name, config).await?;
-                let ip = self.choose(name, config, &bridge, request).await?;
-                let mac = request.mac.unwrap_or_else(|| MacAddr::of_container(id));
-                let attachment = self.planned(id, name, Some((config, ip, mac)));
-                self.lay(&attachment, config.mtu.unwrap_or(bridge.mtu)).await?;
-                attachment
-            }
-            place => self.lay_without_interface(id, request, &place).await?,
-        };
+        let attachment = self.prepare(id, request, netns).await?;
         match self.plug(&attachment).await {
             Ok(_) => Ok(attachment),
             Err(error) => Err(self.undo(id, error).await),
         }
     }
 
-    /// Lays everything for a container that comes from another host with its address and MAC, but does not plug it
-    /// in: not a packet leaves, nobody is asked and nothing announced, until [`Self::plug`].
+    /// As [`Self::attach`], but does not plug it in: not a packet leaves, nobody is asked and nothing announced, until
+    /// [`Self::plug`]. For a container that comes from another host.
     ///
     /// # Errors
-    /// [`NetworkError::Incomplete`] without address or MAC on an `l2` network, or what the kernel says. Nothing is left
-    /// behind then.
+    /// As [`Self::attach`].
     pub async fn prepare(
         &self,
         id: &ContainerId,
         request: &NetworkRequest,
+        netns: &Path,
     ) -> Result<Attachment, NetworkError> {
         let _changes = self.shared.changes.lock().await;
-        match self.place(&request.network)? {
+        let attachment = self.planned(id, request, netns)?;
+        let mtu = match self.place(&request.network)? {
+            Place::Host => return Ok(attachment),
+            Place::None => 0,
             Place::L2(name, config) => {
-                let (Some(ip), Some(mac)) = (request.ip, request.mac) else {
-                    return Err(NetworkError::Incomplete);
-                };
-                address::check(config, ip, &request.taken)?;
                 let bridge = self.ensure_bridge(name, config).await?;
-                let attachment = self.planned(id, name, Some((config, ip, mac)));
-                self.lay(&attachment, config.mtu.unwrap_or(bridge.mtu)).await?;
-                Ok(attachment)
+                config.mtu.unwrap_or(bridge.mtu)
             }
-            place => self.lay_without_interface(id, request, &place).await,
+        };
+        match cable::lay(&self.shared.links, &attachment, mtu).await {
+            Ok(()) => Ok(attachment),
+            Err(error) => Err(self.undo(id, error).await),
         }
     }
 
@@ -192,7 +203,7 @@ impl Networks {
             &self.shared.links,
             &self.shared.announcers,
             attachment,
-            bridge.index,
+            &bridge,
         )
         .await
     }
@@ -219,22 +230,33 @@ impl Networks {
         self.probe(&bridge, ip).await
     }
 
-    /// Takes away whatever there is of a container's attachment; nothing there is as good. The processes of the
-    /// container should have ended before: their namespace lives as long as they do.
+    /// Takes away whatever there is of a container's attachment; nothing there is as good. What is inside its network
+    /// namespace goes with its last process.
     ///
     /// # Errors
     /// What the kernel says.
     pub async fn detach(&self, id: &ContainerId) -> Result<(), NetworkError> {
         self.shared.announcers.stop(id);
-        cable::take_away(&self.shared.links, &self.places(id), id).await
+        cable::take_away(&self.shared.links, id).await?;
+        self.shared.changes.lock().await.retain(|_, owner| owner != id);
+        Ok(())
     }
 
-    /// What there is of a container's attachment, asked of the kernel: for a daemon that has started again.
+    /// The attachment of a container that is on a network: for a daemon that has started again. `request` is what the
+    /// container was given, `netns` where its network namespace is now. None when its link is not there.
     ///
     /// # Errors
-    /// [`NetworkError::State`] when parts of it are missing, or what the kernel says.
-    pub async fn find(&self, id: &ContainerId) -> Result<Option<Attachment>, NetworkError> {
-        cable::find(&self.shared.links, self.places(id), id).await
+    /// [`NetworkError::State`] when the link is another container's, or what the kernel says.
+    pub async fn find(
+        &self,
+        id: &ContainerId,
+        request: &NetworkRequest,
+        netns: &Path,
+    ) -> Result<Option<Attachment>, NetworkError> {
+        let attachment = self.planned(id, request, netns)?;
+        let Some(interface) = &attachment.interface else { return Ok(Some(attachment)) };
+        let there = cable::is_laid(&self.shared.links, id, &interface.host_link).await?;
+        Ok(there.then_some(attachment))
     }
 
     /// Whether the container's link is in a bridge.
@@ -265,63 +287,29 @@ impl Networks {
         }
     }
 
-    fn places(&self, id: &ContainerId) -> Places {
-        Places::of(&self.shared.run_dir, id)
-    }
-
-    /// The attachment as it will be, with an interface or with none.
+    /// The attachment as it will be, or is.
     fn planned(
         &self,
         id: &ContainerId,
-        network: &str,
-        interface: Option<(&L2Config, Ipv4Addr, MacAddr)>,
-    ) -> Attachment {
-        let places = self.places(id);
-        Attachment {
-            container: id.clone(),
-            network: network.to_owned(),
-            netns: (network != HOST).then_some(places.netns),
-            sysfs: places.sysfs,
-            interface: interface.map(|(config, ip, mac)| Interface {
-                ip,
-                prefix_len: config.subnet.prefix(),
-                mac,
-                gateway: config.gateway,
-                host_link: places.host_link,
-            }),
-        }
-    }
-
-    async fn lay_without_interface(
-        &self,
-        id: &ContainerId,
         request: &NetworkRequest,
-        place: &Place<'_>,
+        netns: &Path,
     ) -> Result<Attachment, NetworkError> {
-        let network = if matches!(place, Place::Host) { HOST } else { NONE };
-        if request.ip.is_some() || request.mac.is_some() {
-            return Err(NetworkError::NoAddresses {
-                network: network.to_owned(),
-            });
-        }
-        let attachment = self.planned(id, network, None);
-        self.lay(&attachment, 0).await?;
-        Ok(attachment)
-    }
-
-    async fn lay(&self, attachment: &Attachment, mtu: u32) -> Result<(), NetworkError> {
-        let id = &attachment.container;
-        if self.places(id).netns.exists() || self.places(id).sysfs.exists() {
-            let what = format!(
-                "container {} is on a network already: detach it first",
-                id.short()
-            );
-            return Err(NetworkError::State { what });
-        }
-        match cable::lay(&self.shared.links, attachment, mtu).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.undo(id, error).await),
-        }
+        let interface = match self.place(&request.network)? {
+            Place::None | Place::Host => {
+                refuse_addresses(request)?;
+                None
+            }
+            Place::L2(_, config) => {
+                let (Some(ip), Some(mac)) = (request.ip, request.mac) else {
+                    return Err(NetworkError::Incomplete);
+                };
+                address::check(config, ip, &request.taken)?;
+                let (prefix_len, gateway) = (config.subnet.prefix(), config.gateway);
+                Some(Interface { ip, prefix_len, mac, gateway, host_link: cable::host_link(id) })
+            }
+        };
+        let (container, network) = (id.clone(), request.network.clone());
+        Ok(Attachment { container, network, netns: netns.to_owned(), interface })
     }
 
     async fn undo(&self, id: &ContainerId, cause: NetworkError) -> NetworkError {
@@ -396,4 +384,12 @@ impl Networks {
         })
         .await
     }
+}
+
+/// `none` and `host` have no addresses to give.
+fn refuse_addresses(request: &NetworkRequest) -> Result<(), NetworkError> {
+    if request.ip.is_some() || request.mac.is_some() {
+        return Err(NetworkError::NoAddresses { network: request.network.clone() });
+    }
+    Ok(())
 }

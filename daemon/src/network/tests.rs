@@ -1,17 +1,17 @@
 //! Real links in namespaces made for the test: a host with an uplink, and a neighbour at its other end. Root only.
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use tranship_proto::ids::ContainerId;
 
-use super::arp::Packet;
+use super::arp::{FRAME_BYTES, Packet};
 use super::{Attachment, MacAddr, NetworkError, NetworkRequest, Networks};
 use crate::config::{L2Config, NetworkConfig};
 use crate::sys::packet::ArpSocket;
@@ -78,7 +78,7 @@ fn run(command: &str) -> String {
 struct Segment {
     host: Namespace,
     neighbour: Namespace,
-    run_dir: tempfile::TempDir,
+    containers: Mutex<HashMap<ContainerId, Namespace>>,
 }
 
 impl Segment {
@@ -102,28 +102,39 @@ impl Segment {
         Self {
             host,
             neighbour,
-            run_dir: tempfile::tempdir().unwrap(),
+            containers: Mutex::default(),
         }
     }
 
     /// Runs `work` on the host as the daemon would, in a runtime of its own.
     fn on_host<T: Send + 'static>(&self, work: impl AsyncFnOnce(Networks) -> T + Send + 'static) -> T {
-        let run_dir = self.run_dir.path().to_owned();
         self.host.run(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .unwrap();
             runtime.block_on(async move {
-                let networks = Networks::new(&run_dir, config()).unwrap();
+                let networks = Networks::new(config()).unwrap();
                 work(networks).await
             })
         })
     }
 
+    /// The network namespace of a container's first process, such as a runtime makes it.
+    fn netns(&self, id: &ContainerId) -> PathBuf {
+        let mut containers = self.containers.lock().unwrap();
+        let namespace = containers.entry(id.clone()).or_insert_with(Namespace::new);
+        PathBuf::from(format!("/proc/{}/task/{}/ns/net", std::process::id(), namespace.tid))
+    }
+
     fn attach(&self, id: &ContainerId, request: NetworkRequest) -> Result<Attachment, NetworkError> {
-        let id = id.clone();
-        self.on_host(async move |networks| networks.attach(&id, &request).await)
+        let (id, netns) = (id.clone(), self.netns(id));
+        self.on_host(async move |networks| choose_and_attach(&networks, &id, request, &netns).await)
+    }
+
+    fn prepare(&self, id: &ContainerId, request: NetworkRequest) -> Result<Attachment, NetworkError> {
+        let (id, netns) = (id.clone(), self.netns(id));
+        self.on_host(async move |networks| networks.prepare(&id, &request, &netns).await)
     }
 
     /// Runs `work` where the container is.
@@ -132,16 +143,7 @@ impl Segment {
         attachment: &Attachment,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        let netns = attachment.netns.clone().unwrap();
-        let entered = self.host.run(move || {
-            let file = File::open(netns).unwrap();
-            let work = move || {
-                setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            };
-            thread::spawn(work).join()
-        });
-        entered.expect("the work in the container's namespace failed, see above")
+        self.containers.lock().unwrap()[&attachment.container].run(work)
     }
 
     fn inner_socket(&self, attachment: &Attachment) -> UdpSocket {
@@ -149,26 +151,33 @@ impl Segment {
         self.inside(attachment, move || socket(ip))
     }
 
-    /// Everything a network leaves on a host: links, addresses, routes, mounts, files.
+    /// Everything a network leaves on a host.
     fn leftovers(&self) -> String {
-        let run_dir = self.run_dir.path().to_owned();
-        self.host.run(move || {
-            let mounts = run("cat /proc/thread-self/mountinfo");
-            let mounts = mounts
-                .lines()
-                .filter(|line| line.contains(run_dir.to_str().unwrap()))
-                .count();
-            let files = run(&format!(
-                "find {} -type f -o -type d -name sys",
-                run_dir.display()
-            ));
-            let links = run("ip -br link");
-            let names: Vec<_> = links
-                .lines()
-                .filter_map(|line| line.split_whitespace().next())
-                .collect();
-            format!("{names:?} {mounts} mounts, files: {files}")
-        })
+        self.host.run(|| run("ip -br link"))
+    }
+}
+
+/// As a container is started.
+async fn choose_and_attach(
+    networks: &Networks,
+    id: &ContainerId,
+    mut request: NetworkRequest,
+    netns: &Path,
+) -> Result<Attachment, NetworkError> {
+    if let Some((ip, mac)) = networks.choose_address(id, &request).await? {
+        (request.ip, request.mac) = (Some(ip), Some(mac));
+    }
+    networks.attach(id, &request, netns).await
+}
+
+/// What a container was given.
+fn given(attachment: &Attachment) -> NetworkRequest {
+    let interface = attachment.interface.as_ref();
+    NetworkRequest {
+        network: attachment.network.clone(),
+        ip: interface.map(|interface| interface.ip),
+        mac: interface.map(|interface| interface.mac),
+        taken: Vec::new(),
     }
 }
 
@@ -236,18 +245,12 @@ fn an_attached_container_talks_to_the_neighbour_and_leaves_nothing_when_detached
         "{}",
         inside.1
     );
-    let sys = attachment.sysfs.join("class/net");
-    let shown = segment.host.run(move || run(&format!("ls {}", sys.display())));
-    assert_eq!(
-        shown, "eth0\nlo\n",
-        "the sysfs shows the container's links, not the host's"
-    );
-
     drop((inner, outer));
     segment.on_host(async move |networks| {
         networks.detach(&id).await.unwrap();
         networks.detach(&id).await.unwrap();
-        assert_eq!(networks.find(&id).await.unwrap(), None);
+        let found = networks.find(&id, &given(&attachment), &attachment.netns).await;
+        assert_eq!(found.unwrap(), None);
     });
     assert_eq!(segment.leftovers(), before);
 }
@@ -324,10 +327,7 @@ fn an_address_is_announced_three_times_in_both_forms_from_its_own_port() {
     let listener = segment.neighbour.run(|| ArpSocket::open("far0").unwrap());
     let id = container(3);
     let request = NetworkRequest::parse("l2", "10.99.0.10", "02:00:00:00:00:33", vec![]).unwrap();
-    let held = id.clone();
-    let place = segment
-        .on_host(async move |networks| networks.prepare(&held, &request).await)
-        .unwrap();
+    let place = segment.prepare(&id, request).unwrap();
     let deadline = Instant::now() + Duration::from_millis(300);
     let quiet = packets(&listener, deadline);
     assert!(
@@ -360,10 +360,10 @@ fn an_address_is_announced_three_times_in_both_forms_from_its_own_port() {
 }
 
 fn packets(listener: &ArpSocket, deadline: Instant) -> Vec<Packet> {
-    let mut buffer = [0; 64];
+    let mut buffer = [0; FRAME_BYTES];
     let mut packets = Vec::new();
-    while let Some(length) = listener.receive(&mut buffer, deadline).unwrap() {
-        packets.extend(Packet::decode(&buffer[..length]));
+    while let Some(bytes) = listener.receive(&mut buffer, deadline).unwrap() {
+        packets.extend(Packet::decode(bytes));
     }
     packets
 }
@@ -373,9 +373,7 @@ fn nothing_leaves_a_container_that_is_held() {
     let segment = Segment::new();
     let id = container(4);
     let request = NetworkRequest::parse("l2", "10.99.0.10", "02:00:00:00:00:44", vec![]).unwrap();
-    let place = segment
-        .on_host(async move |networks| networks.prepare(&id, &request).await)
-        .unwrap();
+    let place = segment.prepare(&id, request).unwrap();
     let inner = segment.inner_socket(&place);
     let outer = segment.neighbour.run(|| socket(NEIGHBOUR));
     let own = segment.host.run(|| socket(HOST));
@@ -430,11 +428,9 @@ fn an_address_that_somebody_answers_for_is_refused_with_who_it_is() {
 #[test]
 fn containers_that_start_at_once_get_addresses_of_their_own_until_none_is_left() {
     let segment = Segment::new();
-    let results = segment.on_host(async |networks| {
-        let starts = (10..14).map(|seed| {
-            let networks = networks.clone();
-            async move { networks.attach(&container(seed), &on("l2")).await }
-        });
+    let places: Vec<_> = (10..14).map(|seed| (container(seed), segment.netns(&container(seed)))).collect();
+    let results = segment.on_host(async move |networks| {
+        let starts = places.iter().map(|(id, netns)| choose_and_attach(&networks, id, on("l2"), netns));
         futures_util::future::join_all(starts).await
     });
     let (got, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
@@ -456,16 +452,10 @@ fn a_daemon_that_starts_again_finds_what_it_had_made() {
     for (seed, network) in [(20, "l2"), (21, "none"), (22, "host")] {
         let attachment = segment.attach(&container(seed), on(network)).unwrap();
         assert_eq!(attachment.interface.is_some(), network == "l2");
-        assert_eq!(attachment.netns.is_some(), network != "host");
-        let found = segment.on_host(async move |networks| networks.find(&container(seed)).await);
+        let (request, netns) = (given(&attachment), attachment.netns.clone());
+        let found =
+            segment.on_host(async move |networks| networks.find(&container(seed), &request, &netns).await);
         assert_eq!(found.unwrap(), Some(attachment));
-        let again = segment.attach(&container(seed), on(network)).unwrap_err();
-        assert!(
-            again
-                .to_string()
-                .ends_with("is on a network already: detach it first"),
-            "{again}"
-        );
     }
     let asks = NetworkRequest {
         mac: Some(MacAddr::of_container(&container(1))),

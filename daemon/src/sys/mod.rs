@@ -2,3 +2,4 @@
 #![allow(unsafe_code, reason = "each file wraps one family of system calls, with the invariants at each block")]
 
 pub mod packet;
+pub mod peer_groups;

@@ -9,14 +9,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::net::netdevice;
 
 const ETHERTYPE_ARP: u16 = 0x0806;
-const BROADCAST: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0];
 
 const _: () = assert!(
     mem::size_of::<libc::sockaddr_ll>() == 20,
     "as linux/if_packet.h has it"
 );
 
-/// A socket that sends and receives the ARP packets of one link, without their Ethernet headers.
+/// Bytes of an Ethernet header.
+pub const HEADER_BYTES: usize = 14;
+
+/// A socket that sends and receives the ARP packets of one link.
 #[derive(Debug)]
 pub struct ArpSocket {
     fd: OwnedFd,
@@ -33,7 +35,7 @@ impl ArpSocket {
         let raw = unsafe {
             libc::socket(
                 libc::AF_PACKET,
-                libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
                 0,
             )
         };
@@ -66,35 +68,26 @@ impl ArpSocket {
         [a, b, c, d, e, f]
     }
 
-    /// Sends to everybody on the link.
+    /// Sends an ARP packet to everybody on the link, in a frame from `source`.
     ///
     /// # Errors
     /// When the link is down or gone.
-    pub fn broadcast(&self, payload: &[u8]) -> io::Result<()> {
-        let to = address(self.link.sll_ifindex.unsigned_abs(), BROADCAST)?;
-        // SAFETY: both pointers are to live memory of the lengths given with them.
-        let sent = unsafe {
-            libc::sendto(
-                self.fd.as_raw_fd(),
-                payload.as_ptr().cast(),
-                payload.len(),
-                0,
-                (&raw const to).cast(),
-                mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-            )
-        };
-        if sent < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+    pub fn broadcast(&self, source: [u8; 6], payload: &[u8]) -> io::Result<()> {
+        let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
+        frame.extend_from_slice(&[0xff; 6]);
+        frame.extend_from_slice(&source);
+        frame.extend_from_slice(&ETHERTYPE_ARP.to_be_bytes());
+        frame.extend_from_slice(payload);
+        rustix::net::send(&self.fd, &frame, rustix::net::SendFlags::empty())?;
+        Ok(())
     }
 
-    /// The next packet, cut to the buffer's length; none when the deadline comes first.
+    /// What follows the Ethernet header of the next ARP frame, which is cut to the buffer's length; none when the deadline
+    /// comes first.
     ///
     /// # Errors
     /// When the link goes down or away.
-    pub fn receive(&self, buffer: &mut [u8], deadline: Instant) -> io::Result<Option<usize>> {
+    pub fn receive<'b>(&self, buffer: &'b mut [u8], deadline: Instant) -> io::Result<Option<&'b [u8]>> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // Rounded up, so that the last millisecond is not spun through.
@@ -107,7 +100,7 @@ impl ArpSocket {
                 Err(error) => return Err(error.into()),
             }
             match rustix::io::read(&self.fd, &mut *buffer) {
-                Ok(length) => return Ok(Some(length)),
+                Ok(length) => return Ok(Some(buffer.get(HEADER_BYTES..length).unwrap_or_default())),
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

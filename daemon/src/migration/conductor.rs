@@ -1,0 +1,367 @@
+//! Starts migrations from this host, takes those that come to it, and follows both to their ends.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tranship_checkpoint::criu::DumpRequest;
+use tranship_migrate::control::Conversation;
+use tranship_migrate::error::{HostError, chain};
+use tranship_migrate::source::{Source, SourceEnd};
+use tranship_proto::ids::{ContainerId, MigrationId, Name};
+use tranship_proto::v1::{
+    Migration, MigrationOptions, MigrationOutcome, MigrationRole, Phase, StartMigrationRequest,
+};
+
+use super::board::Board;
+use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
+use super::outcome;
+use super::source_host::LocalSource;
+use crate::clock::now_ms;
+use crate::containers::{Anatomy, ContainerError, Containers, Verb};
+use crate::daemon::Daemon;
+use crate::network::Networks;
+use crate::peers::Peers;
+use crate::registry::{MigrationRecord, Registry, RegistryError};
+use crate::runtime::{Found, Runtime};
+use crate::storage::Storage;
+
+/// Why a migration cannot be started, shown or changed. One that was started says everything else in its record.
+#[derive(Debug, thiserror::Error)]
+pub enum ConductorError {
+    /// The container is not here, does not run, or is busy.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// No such migration.
+    #[error("there is no migration {0:?} on this host: see `tranship migrate ls`")]
+    NotFound(String),
+    /// It has ended, or is past the point where it could be stopped.
+    #[error("migration {id} is over: {}", outcome.as_str_name().trim_start_matches("MIGRATION_OUTCOME_").to_lowercase())]
+    Over {
+        /// Which.
+        id: String,
+        /// How it ended.
+        outcome: MigrationOutcome,
+    },
+}
+
+/// Migrations on this host. Clones share everything.
+#[derive(Clone)]
+pub struct Conductor {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What the parts of this module share.
+pub struct Shared {
+    /// The rest of this daemon.
+    pub daemon: Daemon,
+    /// Containers, for short.
+    pub containers: Containers,
+    /// Migrations under way.
+    pub board: Board,
+    /// Where migrations have their staging.
+    pub paths: crate::paths::Paths,
+    /// The real CRIU.
+    pub criu: PathBuf,
+    boot_id: String,
+}
+
+impl Shared {
+    /// What survives a restart.
+    pub fn registry(&self) -> &Registry {
+        &self.daemon.registry
+    }
+
+    /// Networks of containers.
+    pub fn networks(&self) -> &Networks {
+        &self.daemon.networks
+    }
+
+    /// The cluster.
+    pub fn peers(&self) -> &Peers {
+        &self.daemon.peers
+    }
+
+    /// Storage drivers.
+    pub fn storage(&self) -> &Storage {
+        &self.daemon.storage
+    }
+
+    /// Running programs.
+    pub fn runtime(&self) -> &Runtime {
+        &self.daemon.runtime
+    }
+
+    /// This host's name.
+    pub fn host_name(&self) -> String {
+        self.daemon.host_name()
+    }
+
+    /// Bytes of memory charged to a container.
+    pub fn memory_of(&self, cgroup: &str) -> Result<u64, HostError> {
+        tranship_checkpoint::cgroup::memory_bytes(cgroup)
+            .map_err(|error| HostError::new("read the container's memory use", error))
+    }
+
+    /// What CRIU is asked for when a container is dumped.
+    pub fn dump_request(&self, anatomy: &Anatomy, images_dir: PathBuf, work_dir: PathBuf) -> DumpRequest {
+        let runtime = self.runtime();
+        DumpRequest {
+            runc: runtime.runc.clone(),
+            runc_root: runtime.runc_root.clone(),
+            container: anatomy.record.id.clone(),
+            cgroup: anatomy.paths.cgroup.clone(),
+            images_dir,
+            relay_dir: work_dir.clone(),
+            work_dir,
+            criu_path_dir: runtime.criu_path_dir.clone(),
+            criu: self.criu.clone(),
+            external_unix_sockets: false,
+            shell_job: false,
+            log_level: None,
+        }
+    }
+
+    /// Whether the container's first process lives here.
+    pub async fn is_running(&self, container: &ContainerId) -> bool {
+        let found = crate::runtime::find(&self.containers.paths(container)).await;
+        matches!(found, Ok(Found::Running(_) | Found::Paused(_)))
+    }
+
+    /// A record's last state into the registry, and off the board.
+    pub async fn close(&self, id: MigrationId, record: Migration) {
+        if let Err(error) = self.store(record.clone()).await {
+            tracing::error!(migration_id = %id, error = %chain(&error), "the migration's record could not be written");
+        }
+        self.board.change(id, |shown| *shown = record);
+        self.board.take(id);
+    }
+
+    /// Writes a record.
+    pub async fn store(&self, migration: Migration) -> Result<(), RegistryError> {
+        let created_ms = migration.started_ms;
+        let boot_id = self.boot_id.clone();
+        let record = MigrationRecord { migration, boot_id, created_ms, updated_ms: now_ms() };
+        self.registry().migrations().update(record).await
+    }
+}
+
+impl Conductor {
+    /// The migrations of this daemon; [`Conductor::recover`] finds those of the one before.
+    #[must_use]
+    pub fn new(daemon: Daemon) -> Self {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let shared = Shared {
+            containers: daemon.containers.clone(),
+            board: Board::default(),
+            paths: daemon.paths.clone(),
+            criu: daemon.config.criu.clone(),
+            boot_id: boot_id.trim().to_owned(),
+            daemon,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Starts moving a container, or with `check` only asks whether it could be. Answers as soon as it has an id; with
+    /// `check`, when it knows.
+    ///
+    /// # Errors
+    /// There is no such container. Everything else is said in the record.
+    pub async fn start(&self, request: StartMigrationRequest) -> Result<Migration, ConductorError> {
+        let container = self.shared.containers.get(&request.container, Verb::Migrate).await?;
+        let id = MigrationId::generate();
+        let options = request.options.unwrap_or_default();
+        let record = self.new_record(id, &container.id, container.name.as_str(), &request.host, options);
+        if request.check {
+            return Ok(self.check(record, &container.id).await);
+        }
+        self.shared.store(record.clone()).await?;
+        let cancelled = self.shared.board.post(id, record.clone());
+        tokio::spawn(self.clone().conduct(id, record.clone(), container.id, cancelled));
+        Ok(record)
+    }
+
+    /// Follows a migration; the receiver's sender is gone when it has ended.
+    ///
+    /// # Errors
+    /// There is no such migration.
+    pub async fn watch(&self, text: &str) -> Result<(Migration, Option<watch::Receiver<Migration>>), ConductorError> {
+        let record = self.get(text).await?;
+        let id = record.id.parse().map_err(|_| ConductorError::NotFound(text.to_owned()))?;
+        Ok((record, self.shared.board.watch(id)))
+    }
+
+    /// The record of a migration, by its id or the unique beginning of one.
+    ///
+    /// # Errors
+    /// There is no such migration.
+    pub async fn get(&self, text: &str) -> Result<Migration, ConductorError> {
+        let mut found = self.list().await?;
+        let wanted = text.to_ascii_uppercase();
+        found.retain(|record| !wanted.is_empty() && record.id.starts_with(&wanted));
+        match (found.pop(), found.is_empty()) {
+            (Some(record), true) => Ok(record),
+            _ => Err(ConductorError::NotFound(text.to_owned())),
+        }
+    }
+
+    /// Every migration this host has a record of, oldest first; those under way as they are now.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub async fn list(&self) -> Result<Vec<Migration>, ConductorError> {
+        let stored = self.shared.registry().migrations().list().await?;
+        let current = |record: MigrationRecord| {
+            let id = record.migration.id.parse();
+            let shown = id.ok().and_then(|id| self.shared.board.get(id));
+            shown.unwrap_or(record.migration)
+        };
+        Ok(stored.into_iter().map(current).collect())
+    }
+
+    /// Asks a migration to stop; it does so in every phase before the commit.
+    ///
+    /// # Errors
+    /// There is no such migration, or it is over.
+    pub async fn cancel(&self, text: &str) -> Result<(), ConductorError> {
+        let record = self.get(text).await?;
+        let cancelled = record.id.parse().is_ok_and(|id| self.shared.board.cancel(id));
+        if cancelled && record.phase() < Phase::Commit {
+            return Ok(());
+        }
+        Err(ConductorError::Over { id: record.id.clone(), outcome: record.outcome() })
+    }
+
+    fn new_record(
+        &self,
+        id: MigrationId,
+        container: &ContainerId,
+        name: &str,
+        destination: &str,
+        options: MigrationOptions,
+    ) -> Migration {
+        Migration {
+            id: id.to_string(),
+            container_id: container.to_string(),
+            container_name: name.to_owned(),
+            source: self.shared.host_name(),
+            destination: destination.to_owned(),
+            role: MigrationRole::Source.into(),
+            phase: Phase::Preflight.into(),
+            started_ms: now_ms(),
+            options: Some(options),
+            ..Migration::default()
+        }
+    }
+
+    async fn check(&self, mut record: Migration, container: &ContainerId) -> Migration {
+        let (blockers, _) = self.shared.preflight(container, &record.destination).await;
+        let fits = blockers.is_empty();
+        record.set_outcome(if fits { MigrationOutcome::Done } else { MigrationOutcome::Refused });
+        record.advice = if fits {
+            format!("{} would take container {}; nothing was changed", record.destination, record.container_name)
+        } else {
+            outcome::refused_advice(&record)
+        };
+        record.blockers = blockers;
+        record.finished_ms = now_ms();
+        record
+    }
+
+    /// From the preflight to the end.
+    async fn conduct(
+        self,
+        id: MigrationId,
+        mut record: Migration,
+        container: ContainerId,
+        cancelled: watch::Receiver<bool>,
+    ) {
+        let shared = &self.shared;
+        let (blockers, destination) = shared.preflight(&container, &record.destination).await;
+        match destination {
+            Some(destination) if blockers.is_empty() => {
+                record = self.source(id, record, &container, destination, cancelled).await;
+            }
+            _ => {
+                record.set_outcome(MigrationOutcome::Refused);
+                record.advice = outcome::refused_advice(&record);
+                record.blockers = blockers;
+                record.finished_ms = now_ms();
+            }
+        }
+        let (total_ms, blackout_ms) = (record.total_us / 1000, record.blackout_us / 1000);
+        let outcome = record.outcome().as_str_name();
+        tracing::info!(migration_id = %id, role = "source", container = record.container_name, peer = record.destination, outcome, total_ms, blackout_ms, error = record.error, "migration ended");
+        shared.close(id, record).await;
+    }
+
+    async fn source(
+        &self,
+        id: MigrationId,
+        mut record: Migration,
+        container: &ContainerId,
+        destination: Name,
+        cancelled: watch::Receiver<bool>,
+    ) -> Migration {
+        let shared = &self.shared;
+        let begun = self.begin(id, container, &destination).await;
+        let (source, conversation) = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                record.set_outcome(MigrationOutcome::Failed);
+                record.error = chain(&error);
+                record.advice = format!("container {} was not touched", record.container_name);
+                record.finished_ms = now_ms();
+                self.release(container).await;
+                return record;
+            }
+        };
+        record.epoch = source.next_epoch();
+        let report = Source::new(id, source, conversation, cancelled).run().await;
+        match &report.end {
+            SourceEnd::Done => {}
+            SourceEnd::Failed(_) | SourceEnd::RolledBack { .. } => self.release(container).await,
+            SourceEnd::Unknown(_) => {
+                if let Err(error) = shared.containers.doubt(container).await {
+                    tracing::error!(migration_id = %id, error = %chain(&error), "the container could not be marked as in doubt");
+                }
+                self.decide_later(id, container.clone(), destination);
+            }
+        }
+        outcome::of_source(&mut record, report);
+        record.set_phase(shared.board.get(id).map_or(Phase::Unspecified, |shown| shown.phase()));
+        record
+    }
+
+    async fn begin(
+        &self,
+        id: MigrationId,
+        container: &ContainerId,
+        destination: &Name,
+    ) -> Result<(Arc<LocalSource>, Conversation), HostError> {
+        let shared = &self.shared;
+        let claim = |error| HostError::new("claim the container", error);
+        shared.containers.begin_migration(container.as_str()).await.map_err(claim)?;
+        let anatomy = shared.containers.anatomy(container).await.map_err(claim)?;
+        let source = LocalSource::new(Arc::clone(shared), id, anatomy, destination.clone())?;
+        let call = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("call the destination", error);
+        let mut client = shared.peers().control(destination).map_err(|error| call(error.into()))?;
+        let (outbox, outgoing) = mpsc::channel(MESSAGES_IN_FLIGHT);
+        let calling = client.migrate(ReceiverStream::new(outgoing));
+        let answered = tokio::time::timeout(tranship_migrate::deadlines::REPLY, calling).await;
+        let inbox = answered.map_err(|error| call(error.into()))?.map_err(|error| call(error.into()))?;
+        let control = GrpcControl::new(Outbox::Caller(outbox), inbox.into_inner());
+        Ok((Arc::new(source), Conversation::new(id, Box::new(control))))
+    }
+
+    /// The container is an ordinary one again.
+    pub(super) async fn release(&self, container: &ContainerId) {
+        if let Err(error) = self.shared.containers.end_migration(container).await {
+            tracing::error!(%container, error = %chain(&error), "the container could not be marked as running again");
+        }
+    }
+}

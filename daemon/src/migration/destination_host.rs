@@ -1,0 +1,388 @@
+//! What the destination role asks of this daemon.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::Instant;
+use tranship_checkpoint::criu::{BarrierStage, Operation, Relay, RelayError, RestoreError};
+use tranship_migrate::deadlines::{IMAGES, REPLY, SYNC};
+use tranship_migrate::error::HostError;
+use tranship_migrate::handoff::{DestinationStep, Verdict};
+use tranship_migrate::host::{ByteStream, DestinationHost, Event, HeldRestore, Reservation, Stage};
+use tranship_migrate::transport::TreeSink;
+use tranship_migrate::trees::{TreeName, TreeReport};
+use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
+use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve};
+use tranship_storage_drivers::driver::{StagedTree, StorageDriver};
+
+use super::conductor::Shared;
+use super::held::{LocalHeld, RuncEnd, make_private, remove_staging, stages};
+use super::journal::Journal;
+use crate::network::{Attachment, NetworkRequest};
+use crate::peers::streams::ExpectedStreams;
+use crate::runtime::{RestoreRequest, StartError, Started};
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Bytes of the token that a migration's streams must show.
+const TOKEN_BYTES: usize = 32;
+
+/// One container on its way to this host.
+pub struct LocalDestination {
+    shared: Arc<Shared>,
+    migration: MigrationId,
+    source: Name,
+    container: ContainerId,
+    image: Image,
+    reserve: Reserve,
+    journal: Journal,
+    sink: Arc<LocalSink>,
+    streams: AsyncMutex<Option<ExpectedStreams>>,
+    attachment: Mutex<Option<Attachment>>,
+    pid: Mutex<i32>,
+}
+
+impl LocalDestination {
+    /// The destination side of `migration`, as its source describes it.
+    ///
+    /// # Errors
+    /// The description is not whole.
+    pub fn new(
+        shared: Arc<Shared>,
+        migration: MigrationId,
+        source: Name,
+        reserve: &Reserve,
+    ) -> Result<Self, HostError> {
+        let incomplete = |what: &'static str| HostError::new("read the reservation", what);
+        let container = reserve.container.as_ref().ok_or_else(|| incomplete("it describes no container"))?;
+        let image = reserve.image.clone().ok_or_else(|| incomplete("it describes no image"))?;
+        let spec = container.spec.as_ref().ok_or_else(|| incomplete("its container has no spec"))?;
+        let driver = shared.storage().get(&spec.storage_driver);
+        let driver = driver.map_err(|error| HostError::new("read the reservation", error))?;
+        let id = container.id.parse().map_err(|error| HostError::new("read the reservation", error))?;
+        let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Destination);
+        let outstanding = watch::Sender::new(0);
+        let sink = LocalSink { driver, places: Mutex::default(), layers: Mutex::default(), outstanding };
+        Ok(Self {
+            shared,
+            migration,
+            source,
+            container: id,
+            image,
+            reserve: reserve.clone(),
+            journal,
+            sink: Arc::new(sink),
+            streams: AsyncMutex::default(),
+            attachment: Mutex::default(),
+            pid: Mutex::default(),
+        })
+    }
+
+    /// Which container it is about.
+    #[must_use]
+    pub fn container(&self) -> &ContainerId {
+        &self.container
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.shared.paths.migration(&self.migration)
+    }
+
+    fn images(&self) -> PathBuf {
+        self.staging().join("images")
+    }
+
+    async fn missing_layers(&self) -> Result<Vec<String>, HostError> {
+        let (driver, wanted) = (Arc::clone(&self.sink.driver), self.image.layers.clone());
+        crate::blocking::run(move || {
+            let mut missing = Vec::new();
+            for layer in wanted {
+                let digest: Digest = layer.parse().map_err(|error| HostError::new("read the image", error))?;
+                if !driver.has_layer(&digest).map_err(|error| HostError::new("look for a layer", error))? {
+                    missing.push(layer);
+                }
+            }
+            Ok(missing)
+        })
+        .await
+    }
+
+    fn expect_streams(&self) -> Result<(ExpectedStreams, Vec<u8>), HostError> {
+        let token = random_token().map_err(|error| HostError::new("make a stream token", error))?;
+        let streams = self.shared.peers().data_streams().expect(self.migration, &self.source, &token);
+        Ok((streams.map_err(|error| HostError::new("expect data streams", error))?, token))
+    }
+
+    /// Everything that is received goes below one of these directories.
+    async fn make_places(&self, missing: &[String]) -> Result<(), HostError> {
+        let containers = &self.shared.containers;
+        let failed = |error| HostError::new("make room for the container", error);
+        let images = self.images();
+        make_private(&images).map_err(|error| HostError::new("make the migration's staging", error))?;
+        self.sink.place(TreeName::Images, images);
+        for layer in missing {
+            let digest: Digest = layer.parse().map_err(|error| HostError::new("read the image", error))?;
+            self.sink.await_layer(digest)?;
+        }
+        for volume in &self.reserve.volumes {
+            let path = containers.receive_volume(&self.container, volume).await.map_err(failed)?;
+            let name = volume.name.parse().map_err(|error| HostError::new("read the reservation", error))?;
+            self.sink.place(TreeName::Volume(name), path);
+        }
+        if missing.is_empty() {
+            self.make_rootfs().await?;
+        }
+        Ok(())
+    }
+
+    /// Possible as soon as every layer is here.
+    async fn make_rootfs(&self) -> Result<(), HostError> {
+        let containers = &self.shared.containers;
+        let failed = |error| HostError::new("make the root file system", error);
+        containers.receive_image(self.image.clone()).await.map_err(failed)?;
+        let path = containers.receive_rootfs(&self.container, &self.image).await.map_err(failed)?;
+        self.sink.place(TreeName::Rootfs, path);
+        Ok(())
+    }
+
+    async fn attach(&self, pid: i32) -> Result<(), HostError> {
+        let failed = |error| HostError::new("prepare the container's network", error);
+        let container = self.reserve.container.clone().unwrap_or_default();
+        let network = container.spec.map(|spec| spec.network).unwrap_or_default();
+        let request = NetworkRequest::parse(&network, &container.ip, &container.mac, Vec::new()).map_err(failed)?;
+        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let attachment = self.shared.networks().prepare(&self.container, &request, &netns).await.map_err(failed)?;
+        *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = Some(attachment);
+        *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+        Ok(())
+    }
+
+    async fn run_to_the_barrier(&self, relay: &mut Relay, work: &Path) -> Result<Vec<Stage>, HostError> {
+        let failed = |error| match error {
+            RelayError::Ended { finished, .. } => {
+                HostError::new("restore the container", RestoreError::explain(work, Some(&finished)))
+            }
+            other => HostError::new("restore the container", other),
+        };
+        let deadline = Instant::now() + IMAGES;
+        relay.wait_request(deadline).await.map_err(failed)?;
+        relay.release_request().await.map_err(failed)?;
+        loop {
+            let barrier = relay.wait_barrier(deadline).await.map_err(failed)?;
+            if barrier.stage == BarrierStage::PostRestore {
+                return Ok(stages(&barrier.stages));
+            }
+            self.attach(barrier.pid).await?;
+            relay.release().await.map_err(failed)?;
+        }
+    }
+}
+
+#[async_trait]
+impl DestinationHost for LocalDestination {
+    async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, HostError> {
+        let failed = |error| HostError::new("reserve the container", error);
+        let container = reserve.container.clone().unwrap_or_default();
+        self.shared.containers.reserve_incoming(&container, reserve.next_epoch).await.map_err(failed)?;
+        let missing = self.missing_layers().await?;
+        self.make_places(&missing).await?;
+        let (streams, data_token) = self.expect_streams()?;
+        *self.streams.lock().await = Some(streams);
+        Ok(Reservation { layers_missing: missing, data_token })
+    }
+
+    async fn accept_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("accept a data stream", error);
+        let mut streams = self.streams.lock().await;
+        let streams = streams.as_mut().ok_or_else(|| failed("nothing was reserved".into()))?;
+        let (_, stream) = streams.next(REPLY).await.map_err(|error| failed(error.into()))?;
+        Ok(Box::new(stream))
+    }
+
+    fn sink(&self) -> Arc<dyn TreeSink> {
+        Arc::clone(&self.sink) as Arc<dyn TreeSink>
+    }
+
+    async fn layers_complete(&self) -> Result<(), HostError> {
+        let missing = self.sink.layers_kept().await;
+        missing.map_err(|error| HostError::new("wait for the image's layers", error))?;
+        if self.sink.has_place(&TreeName::Rootfs) { Ok(()) } else { self.make_rootfs().await }
+    }
+
+    async fn record(&self, step: DestinationStep) -> Result<(), HostError> {
+        let data = serde_json::json!({ "container": self.container, "source": self.source, "reserve": self.reserve });
+        let written = self.journal.append(step, self.reserve.next_epoch, data).await;
+        written.map_err(|error| HostError::new("write the journal", error))
+    }
+
+    async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError> {
+        let prepare = |error: AnyError| HostError::new("prepare the restore", error);
+        let containers = &self.shared.containers;
+        containers.receive_bundle(&self.container, &self.image).await.map_err(|error| prepare(error.into()))?;
+        let work = self.staging().join("restore");
+        make_private(&work).map_err(|error| prepare(error.into()))?;
+        let relay = Relay::bind(&work, &self.shared.criu, Operation::Restore);
+        let mut relay = relay.map_err(|error| prepare(error.into()))?;
+        let request = RestoreRequest {
+            arguments: restore_options(&self.images(), &work),
+            environment: relay.environment(),
+            deadline: IMAGES,
+        };
+        let begun = self.shared.runtime().restore(&containers.paths(&self.container), request).await;
+        let begun = begun.map_err(|error| HostError::new("start the restore", error))?;
+        let mut runc: RuncEnd = Box::pin(begun.finished());
+        let failure = tokio::select! {
+            stages = self.run_to_the_barrier(&mut relay, &work) => match stages {
+                Ok(stages) => return Ok(Box::new(LocalHeld { relay, runc, stages })),
+                Err(error) => error,
+            },
+            ended = &mut runc => return Err(HostError::new("restore the container", runc_ended(&work, ended))),
+        };
+        drop(relay);
+        // runc and the monitor clean up behind CRIU before anything is removed under them.
+        let _ = tokio::time::timeout(REPLY, runc).await;
+        Err(failure)
+    }
+
+    async fn plug_network(&self) -> Result<(), HostError> {
+        let attachment = self.attachment.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(attachment) = attachment else { return Ok(()) };
+        let plugged = self.shared.networks().plug(&attachment).await;
+        plugged.map(drop).map_err(|error| HostError::new("put the container on its network", error))
+    }
+
+    async fn adopt(&self) -> Result<(), HostError> {
+        let pid = *self.pid.lock().unwrap_or_else(PoisonError::into_inner);
+        let adopted = self.shared.containers.adopt(&self.container, pid).await;
+        adopted.map(drop).map_err(|error| HostError::new("register the container", error))
+    }
+
+    async fn drop_staging(&self) -> Result<(), HostError> {
+        self.streams.lock().await.take();
+        remove_staging(self.staging()).await
+    }
+
+    async fn drop_all(&self) -> Result<(), HostError> {
+        self.sink.forget();
+        let dropped = self.shared.containers.drop_incoming(&self.container).await;
+        let staging = self.drop_staging().await;
+        dropped.map_err(|error| HostError::new("remove what was received", error)).and(staging)
+    }
+
+    async fn ask_source(&self) -> Result<Verdict, HostError> {
+        self.shared.ask_source(self.migration, &self.source).await
+    }
+
+    fn observe(&self, event: Event<'_>) {
+        self.shared.board.observe(self.migration, &event);
+    }
+}
+
+impl Shared {
+    /// What the source's journal says of a migration that came here.
+    ///
+    /// # Errors
+    /// It does not answer in time, or with something that means nothing.
+    pub async fn ask_source(&self, id: MigrationId, host: &Name) -> Result<Verdict, HostError> {
+        let ask = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("ask the source", error);
+        let mut client = self.peers().control(host).map_err(|error| ask(error.into()))?;
+        let request = QueryMigrationRequest { migration_id: id.to_string() };
+        let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
+        let reply = asked.map_err(|error| ask(error.into()))?.map_err(|error| ask(error.into()))?.into_inner();
+        Ok(match (reply.committed, reply.outcome()) {
+            (true, _) => Verdict::Committed,
+            (false, MigrationOutcome::Unspecified) if reply.known => Verdict::Undecided,
+            (false, _) => Verdict::Abandoned,
+        })
+    }
+}
+
+/// Where each tree of a migration goes.
+struct LocalSink {
+    driver: Arc<dyn StorageDriver>,
+    places: Mutex<HashMap<TreeName, PathBuf>>,
+    layers: Mutex<HashMap<Digest, Option<StagedTree>>>,
+    /// How many of the layers are not kept yet.
+    outstanding: watch::Sender<usize>,
+}
+
+impl LocalSink {
+    fn place(&self, name: TreeName, path: PathBuf) {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).insert(name, path);
+    }
+
+    fn has_place(&self, name: &TreeName) -> bool {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
+    fn await_layer(&self, digest: Digest) -> Result<(), HostError> {
+        let staged = self.driver.stage_layer(&digest).map_err(|error| HostError::new("stage a layer", error))?;
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, Some(staged));
+        self.outstanding.send_modify(|outstanding| *outstanding += 1);
+        Ok(())
+    }
+
+    async fn layers_kept(&self) -> Result<(), tokio::time::error::Elapsed> {
+        let mut outstanding = self.outstanding.subscribe();
+        let kept = outstanding.wait_for(|outstanding| *outstanding == 0);
+        tokio::time::timeout(SYNC, kept).await.map(drop)
+    }
+
+    /// Removes staged layers that were never completed.
+    fn forget(&self) {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl TreeSink for LocalSink {
+    fn open(&self, name: &TreeName) -> Result<OwnedFd, HostError> {
+        let unexpected = || HostError::new("take a tree", format!("{name} was not reserved, or was sent before"));
+        if let TreeName::Layer(digest) = name {
+            let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            let staged = layers.get(digest).and_then(Option::as_ref).ok_or_else(unexpected)?;
+            return staged.open().map_err(|error| HostError::new("open a staged layer", error));
+        }
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = places.get(name).ok_or_else(unexpected)?;
+        fs::File::open(path).map(OwnedFd::from).map_err(|error| HostError::new("open a tree's directory", error))
+    }
+
+    fn close(&self, report: &TreeReport) -> Result<(), HostError> {
+        let TreeName::Layer(digest) = &report.name else { return Ok(()) };
+        let staged = self.layers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(digest).and_then(Option::take);
+        let staged = staged.ok_or_else(|| HostError::new("keep a layer", "it was not reserved"))?;
+        staged.commit().map_err(|error| HostError::new("keep a layer", error))?;
+        self.outstanding.send_modify(|outstanding| *outstanding = outstanding.saturating_sub(1));
+        Ok(())
+    }
+}
+
+/// What runc is told beyond what every restore has.
+fn restore_options(images: &Path, work: &Path) -> Vec<OsString> {
+    let mut options: Vec<OsString> = ["--tcp-established", "--file-locks"].map(OsString::from).to_vec();
+    options.extend(["--image-path".into(), images.into(), "--work-path".into(), work.into()]);
+    options
+}
+
+/// Why runc ended before CRIU had restored anything. CRIU's log has the better reason where there is one.
+fn runc_ended(work: &Path, ended: Result<Started, StartError>) -> AnyError {
+    let explained = RestoreError::explain(work, None);
+    match ended {
+        _ if !explained.lines.is_empty() => explained.into(),
+        Err(error) => error.into(),
+        Ok(_) => "runc did not ask CRIU for it".into(),
+    }
+}
+
+fn random_token() -> io::Result<Vec<u8>> {
+    let mut token = vec![0; TOKEN_BYTES];
+    io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut token)?;
+    Ok(token)
+}

@@ -1,0 +1,121 @@
+//! A restore that CRIU holds before any task runs, and what surrounds one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+use tranship_checkpoint::criu::{Relay, StageTime};
+use tranship_checkpoint::monotonic_us;
+use tranship_migrate::deadlines::RESUME;
+use tranship_migrate::error::{HostError, chain};
+use tranship_migrate::host::{HeldRestore, Stage};
+
+use crate::runtime::{StartError, Started};
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// runc's end, as the container's monitor will report it.
+pub type RuncEnd = Pin<Box<dyn Future<Output = Result<Started, StartError>> + Send>>;
+
+/// CRIU waits at `post-restore`; runc and the container's monitor wait for CRIU.
+pub struct LocalHeld {
+    /// The connection CRIU waits on.
+    pub relay: Relay,
+    /// runc's restore, as the monitor runs it.
+    pub runc: RuncEnd,
+    /// Where the time went until now.
+    pub stages: Vec<Stage>,
+}
+
+#[async_trait]
+impl HeldRestore for LocalHeld {
+    fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    async fn release(mut self: Box<Self>) -> Result<Vec<Stage>, HostError> {
+        let failed = |error| HostError::new("let the restored container run", error);
+        let released_at = monotonic_us();
+        self.relay.release().await.map_err(|error| failed(AnyError::from(error)))?;
+        let finished = self.relay.wait_finished(Instant::now() + RESUME).await;
+        let finished = finished.map_err(|error| failed(error.into()))?;
+        if !finished.success {
+            return Err(failed(finished.message.unwrap_or(finished.exit).into()));
+        }
+        let later = |stage: &&StageTime| stage.at_us >= released_at;
+        let times: Vec<StageTime> = finished.stages.iter().filter(later).cloned().collect();
+        // The tasks run. That runc has still to write its books does not keep them waiting.
+        tokio::spawn(async move {
+            if let Err(error) = self.runc.await {
+                tracing::error!(error = %chain(&error), "runc failed after a restore that went well");
+            }
+        });
+        Ok(stages(&times))
+    }
+
+    async fn abandon(mut self: Box<Self>) -> Result<(), HostError> {
+        let failed = |error| HostError::new("end the restored container", error);
+        self.relay.abort().await.map_err(|error| failed(AnyError::from(error)))?;
+        let finished = self.relay.wait_finished(Instant::now() + RESUME).await;
+        finished.map_err(|error| failed(error.into()))?;
+        // The monitor cleans up behind runc and reports a failure, as it should.
+        let ended = tokio::time::timeout(RESUME, self.runc).await;
+        ended.map(drop).map_err(|error| failed(error.into()))
+    }
+}
+
+/// CRIU's stages as stretches from one to the next.
+#[must_use]
+pub fn stages(times: &[StageTime]) -> Vec<Stage> {
+    let now = std::time::Instant::now();
+    let now_us = monotonic_us();
+    let at = |us: u64| now.checked_sub(Duration::from_micros(now_us.saturating_sub(us))).unwrap_or(now);
+    times
+        .iter()
+        .zip(times.iter().skip(1))
+        .map(|(from, to)| Stage {
+            name: format!("criu {} to {}", from.stage, to.stage),
+            start: at(from.at_us),
+            duration: Duration::from_micros(to.at_us.saturating_sub(from.at_us)),
+        })
+        .collect()
+}
+
+/// Removes a migration's images, logs and sockets. Nothing there is good.
+///
+/// # Errors
+/// Something could not be removed.
+pub async fn remove_staging(path: PathBuf) -> Result<(), HostError> {
+    let removed = crate::blocking::run(move || match std::fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    });
+    removed.await.map_err(|error| HostError::new("remove the migration's staging", error))
+}
+
+/// A directory that only root may enter: images are memory.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stretch_goes_from_one_stage_to_the_next() {
+        let now = monotonic_us();
+        let time = |stage: &str, at_us| StageTime { stage: stage.to_owned(), at_us };
+        let stages = stages(&[time("started", now - 3_000), time("request", now - 2_000), time("ended", now)]);
+        let named: Vec<_> = stages.iter().map(|stage| (stage.name.as_str(), stage.duration.as_micros())).collect();
+        assert_eq!(named, [("criu started to request", 1_000), ("criu request to ended", 2_000)]);
+        assert!(stages[0].start < stages[1].start);
+    }
+}

@@ -1,0 +1,71 @@
+//! The handoff journal of one role of one migration.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tranship_proto::ids::MigrationId;
+use tranship_proto::v1::MigrationRole;
+
+use crate::registry::{JournalStep, Registry, RegistryError};
+
+/// Writes and reads the steps of one role.
+#[derive(Clone)]
+pub struct Journal {
+    registry: Registry,
+    migration: MigrationId,
+    role: MigrationRole,
+}
+
+/// A journal that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A step's word or data that this version does not know.
+    #[error("the journal holds a step that this version cannot read")]
+    Malformed(#[from] serde_json::Error),
+}
+
+impl Journal {
+    /// The journal of `role` in `migration`.
+    #[must_use]
+    pub fn new(registry: Registry, migration: MigrationId, role: MigrationRole) -> Self {
+        Self { registry, migration, role }
+    }
+
+    /// Appends a step; durable when it returns `Ok`, unknown after an error.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn append(
+        &self,
+        step: impl Serialize,
+        epoch: u64,
+        data: serde_json::Value,
+    ) -> Result<(), JournalError> {
+        let word = match serde_json::to_value(step)? {
+            serde_json::Value::String(word) => word,
+            other => other.to_string(),
+        };
+        self.registry.migrations().append_step(self.migration, self.role, &word, epoch, data).await?;
+        Ok(())
+    }
+
+    /// The newest step, if there is one.
+    ///
+    /// # Errors
+    /// The database cannot be read, or holds a word this version does not know.
+    pub async fn newest<S: DeserializeOwned>(&self) -> Result<Option<S>, JournalError> {
+        let steps = self.steps().await?;
+        let newest = steps.last().map(|step| serde_json::Value::String(step.step.clone()));
+        Ok(newest.map(serde_json::from_value).transpose()?)
+    }
+
+    /// Every step, in order.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn steps(&self) -> Result<Vec<JournalStep>, JournalError> {
+        Ok(self.registry.migrations().steps(self.migration, self.role).await?)
+    }
+}

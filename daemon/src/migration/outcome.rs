@@ -1,0 +1,144 @@
+//! How a migration ended, as its record says it: the outcome, what happened, what state things are in and what to do.
+
+use tranship_migrate::destination::{DestinationEnd, DestinationReport};
+use tranship_migrate::error::{Failure, HostError, chain};
+use tranship_migrate::source::{SourceEnd, SourceReport};
+use tranship_proto::v1::{Migration, MigrationOutcome, TreeBytes};
+
+use crate::clock::now_ms;
+
+/// Puts the source's end into the record.
+pub fn of_source(record: &mut Migration, report: SourceReport) {
+    record.finished_ms = now_ms();
+    record.spans = report.spans;
+    record.blackout_us = report.blackout_us;
+    record.total_us = report.total_us;
+    record.bytes_sent = report.trees.iter().map(|tree| tree.bytes).sum();
+    record.trees = report
+        .trees
+        .iter()
+        .map(|tree| TreeBytes { tree: tree.name.to_string(), entries: tree.entries, bytes: tree.bytes })
+        .collect();
+    match report.end {
+        SourceEnd::Done => record.set_outcome(MigrationOutcome::Done),
+        SourceEnd::Failed(failure) => not_started(record, &failure),
+        SourceEnd::RolledBack { failure, undo } => rolled_back(record, &failure, &undo),
+        SourceEnd::Unknown(failure) => unknown(record, &failure),
+    }
+}
+
+/// Puts the destination's end into the record.
+pub fn of_destination(record: &mut Migration, report: DestinationReport) {
+    record.finished_ms = now_ms();
+    record.spans = report.spans;
+    record.total_us = report.total_us;
+    match report.end {
+        DestinationEnd::Runs => record.set_outcome(MigrationOutcome::Done),
+        DestinationEnd::Dropped { failure, undo } => {
+            let outcome = if failure.is_cancelled() { MigrationOutcome::Cancelled } else { MigrationOutcome::RolledBack };
+            record.set_outcome(outcome);
+            record.error = with_undo(chain(&failure), &undo);
+            record.advice = format!("the container is at {}; nothing of it is left here", record.source);
+        }
+        DestinationEnd::Lost(failure) => {
+            record.set_outcome(MigrationOutcome::Unknown);
+            record.error = chain(&failure);
+            record.advice = format!(
+                "the container was handed to this host but does not run; {} still has its frozen copy; \
+                 look at this host's log and at `tranship inspect {}`",
+                record.source, record.container_name
+            );
+        }
+    }
+}
+
+/// What a refused migration leaves, and what to do about it.
+#[must_use]
+pub fn refused_advice(record: &Migration) -> String {
+    format!(
+        "container {} runs at {} and was not touched; mend what is named and try again, or choose another host",
+        record.container_name, record.source
+    )
+}
+
+fn not_started(record: &mut Migration, failure: &Failure) {
+    let cancelled = failure.is_cancelled();
+    record.set_outcome(if cancelled { MigrationOutcome::Cancelled } else { MigrationOutcome::Failed });
+    record.error = chain(failure);
+    record.advice =
+        format!("container {} runs at {} and was not touched", record.container_name, record.source);
+}
+
+fn rolled_back(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
+    let cancelled = failure.is_cancelled();
+    record.set_outcome(if cancelled { MigrationOutcome::Cancelled } else { MigrationOutcome::RolledBack });
+    record.error = with_undo(chain(failure), undo);
+    record.advice = if undo.is_empty() {
+        format!("container {} runs at {} again", record.container_name, record.source)
+    } else {
+        format!(
+            "container {} is at {} but was not brought back whole; restart transhipd there, which rolls back once more",
+            record.container_name, record.source
+        )
+    };
+}
+
+fn unknown(record: &mut Migration, failure: &Failure) {
+    record.set_outcome(MigrationOutcome::Unknown);
+    record.error = chain(failure);
+    record.advice = format!(
+        "the copy of container {} at {} stays frozen until {} says whether it runs there; this goes on by itself: \
+         see `tranship migrate status {}`",
+        record.container_name, record.source, record.destination, record.id
+    );
+}
+
+fn with_undo(mut text: String, undo: &[HostError]) -> String {
+    for error in undo {
+        text.push_str("; also: ");
+        text.push_str(&chain(error));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use tranship_migrate::error::StepError;
+    use tranship_proto::v1::Phase;
+
+    use super::*;
+
+    fn report(end: SourceEnd) -> SourceReport {
+        SourceReport { end, spans: Vec::new(), trees: Vec::new(), blackout_us: 0, total_us: 7 }
+    }
+
+    fn record() -> Migration {
+        Migration {
+            source: "a".into(),
+            destination: "b".into(),
+            container_name: "web".into(),
+            ..Migration::default()
+        }
+    }
+
+    #[test]
+    fn a_rollback_says_what_failed_and_where_the_container_runs() {
+        let failure = Failure { phase: Phase::Drain, cause: HostError::new("dump it", "io_uring").into() };
+        let mut record = record();
+        of_source(&mut record, report(SourceEnd::RolledBack { failure, undo: Vec::new() }));
+        assert_eq!(record.outcome(), MigrationOutcome::RolledBack);
+        assert_eq!(record.error, "drain failed: cannot dump it: io_uring");
+        assert_eq!(record.advice, "container web runs at a again");
+    }
+
+    #[test]
+    fn a_failed_undo_is_not_kept_quiet() {
+        let failure = Failure { phase: Phase::Freeze, cause: StepError::Cancelled };
+        let undo = vec![HostError::new("thaw it", "no such cgroup")];
+        let mut record = record();
+        of_source(&mut record, report(SourceEnd::RolledBack { failure, undo }));
+        assert_eq!(record.outcome(), MigrationOutcome::Cancelled);
+        assert!(record.error.ends_with("; also: cannot thaw it: no such cgroup"), "{}", record.error);
+        assert!(record.advice.contains("restart transhipd"));
+    }
+}

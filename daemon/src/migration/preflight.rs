@@ -1,0 +1,220 @@
+//! What both hosts must know before anything is touched. The reasons themselves are `migrate`'s.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use tranship_checkpoint::cgroup::CgroupVersion;
+use tranship_checkpoint::criu::probe::probe_runc;
+use tranship_checkpoint::criu::{cpuinfo_check, cpuinfo_dump, probe};
+use tranship_migrate::deadlines::REPLY;
+use tranship_migrate::error::chain;
+use tranship_migrate::preflight::{DestinationFacts, blockers};
+use tranship_proto::ids::{ContainerId, Name};
+use tranship_proto::v1::{ContainerState, MountKind, PreflightReply, PreflightRequest};
+use tranship_proto::version;
+
+use super::conductor::Shared;
+use super::usage::{memory_available_bytes, tree_bytes};
+use crate::containers::Anatomy;
+
+/// A restored container's memory is there twice for a moment: in CRIU's images, on a tmpfs, and in its tasks.
+const MEMORY_FACTOR: u64 = 2;
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Shared {
+    /// Every reason why the container cannot move to the host called `destination`, and that host where it exists.
+    pub async fn preflight(&self, container: &ContainerId, destination: &str) -> (Vec<String>, Option<Name>) {
+        let (host, mut reasons) = match self.known_host(destination) {
+            Ok(host) => (Some(host), Vec::new()),
+            Err(reason) => (None, vec![reason]),
+        };
+        match self.question(container).await {
+            Err(error) => reasons.push(chain(error.as_ref())),
+            Ok((request, mut here)) => {
+                reasons.append(&mut here);
+                if let Some(host) = &host {
+                    reasons.extend(self.ask(host, request).await);
+                }
+            }
+        }
+        (reasons, host)
+    }
+
+    fn known_host(&self, name: &str) -> Result<Name, String> {
+        let identity = self.peers().identity();
+        let Some(identity) = identity else {
+            return Err("this host is in no cluster: `tranship host init` or `tranship host join` first".to_owned());
+        };
+        if identity.name.as_str() == name {
+            return Err(format!("the container is on {name} already"));
+        }
+        let found = self.peers().hosts().into_iter().find(|host| host.name.as_str() == name);
+        found.map(|host| host.name).ok_or_else(|| format!("there is no host {name:?} in the cluster: see `tranship host ls`"))
+    }
+
+    /// What the destination is told, and the reasons that this host finds by itself.
+    async fn question(&self, container: &ContainerId) -> Result<(PreflightRequest, Vec<String>), AnyError> {
+        let anatomy = self.containers.anatomy(container).await?;
+        let mut reasons = Vec::new();
+        let state = anatomy.record.state;
+        if !matches!(state, ContainerState::Running | ContainerState::Migrating) {
+            reasons.push(format!("container {} is not running", anatomy.record.name));
+        }
+        let (criu, cpuinfo) = match probe(&self.criu).await {
+            Ok(criu) => (criu.version.to_string(), cpuinfo_dump(&self.criu).await?),
+            Err(error) => {
+                reasons.push(format!("CRIU does not work on {}: {}", self.host_name(), chain(&error)));
+                (String::new(), Vec::new())
+            }
+        };
+        let runc = match probe_runc(&self.runtime().runc).await {
+            Ok(runc) => runc.to_string(),
+            Err(error) => {
+                reasons.push(format!("runc does not work on {}: {}", self.host_name(), chain(&error)));
+                String::new()
+            }
+        };
+        reasons.extend(self.shared_volumes(&anatomy).await?);
+        let disk_bytes = files_bytes(&anatomy).await?;
+        // One that does not run has no memory to move.
+        let memory_bytes = self.memory_of(&anatomy.paths.cgroup).unwrap_or_default() * MEMORY_FACTOR;
+        let record = &anatomy.record;
+        let request = PreflightRequest {
+            protocol_version: version::NEWEST,
+            container_id: record.id.to_string(),
+            epoch: record.epoch,
+            spec: Some(record.spec.clone()),
+            ip: record.ip.clone(),
+            mac: record.mac.clone(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            criu_version: criu,
+            runtime_version: runc,
+            cgroup_version: cgroup_word().to_owned(),
+            cpuinfo,
+            memory_bytes,
+            disk_bytes,
+            layers: anatomy.image.layers.clone(),
+        };
+        Ok((request, reasons))
+    }
+
+    /// A volume that somebody else here mounts too would be in two places.
+    async fn shared_volumes(&self, anatomy: &Anatomy) -> Result<Vec<String>, AnyError> {
+        let mut reasons = Vec::new();
+        for volume in &anatomy.volumes {
+            let (record, users) = self.daemon.volumes.get(&volume.record.name).await?;
+            let others: Vec<_> = users.into_iter().filter(|user| user != anatomy.record.name.as_str()).collect();
+            if !others.is_empty() {
+                reasons.push(format!("volume {:?} is mounted by {} too", record.name.as_str(), others.join(", ")));
+            }
+        }
+        Ok(reasons)
+    }
+
+    async fn ask(&self, host: &Name, request: PreflightRequest) -> Vec<String> {
+        let unreachable = |error: AnyError| vec![format!("{host} cannot be reached: {}", chain(error.as_ref()))];
+        let mut client = match self.peers().control(host) {
+            Ok(client) => client,
+            Err(error) => return unreachable(error.into()),
+        };
+        match tokio::time::timeout(REPLY, client.preflight(request)).await {
+            Err(_) => unreachable(format!("no answer within {} s", REPLY.as_secs()).into()),
+            Ok(Err(status)) => unreachable(status.message().to_owned().into()),
+            Ok(Ok(reply)) => reply.into_inner().blockers,
+        }
+    }
+
+    /// The destination's side of the question.
+    pub async fn answer(&self, request: &PreflightRequest) -> Result<PreflightReply, AnyError> {
+        let facts = self.facts(request).await?;
+        let reasons = blockers(request, &facts);
+        let driver = request.spec.as_ref().and_then(|spec| self.storage().get(&spec.storage_driver).ok());
+        let mut layers_present = Vec::new();
+        if let Some(driver) = driver {
+            for layer in &request.layers {
+                if driver.has_layer(&layer.parse()?)? {
+                    layers_present.push(layer.clone());
+                }
+            }
+        }
+        Ok(PreflightReply { blockers: reasons, warnings: Vec::new(), layers_present })
+    }
+
+    async fn facts(&self, request: &PreflightRequest) -> Result<DestinationFacts, AnyError> {
+        let spec = request.spec.clone().unwrap_or_default();
+        let id: ContainerId = request.container_id.parse()?;
+        let containers = self.containers.list().await?;
+        let criu = probe(&self.criu).await;
+        let runc = probe_runc(&self.runtime().runc).await;
+        let cpu_mismatch = match &criu {
+            Ok(_) => cpuinfo_check(&self.criu, &request.cpuinfo).await.err().map(|error| chain(&error)),
+            Err(_) => None,
+        };
+        let known = self.registry().containers().tombstone(&id).await?;
+        let network_here = self.networks().has(&spec.network);
+        let address_taken_by = match request.ip.parse() {
+            Ok(ip) if network_here => self.address_owner(&spec.network, ip, &request.mac).await?,
+            _ => None,
+        };
+        let driver = self.storage().get(&spec.storage_driver).ok();
+        let disk_free_bytes = driver.map(|driver| driver.space()).transpose()?.map_or(0, |space| space.free_bytes);
+        let binds = spec.mounts.iter().filter(|mount| mount.kind() == MountKind::Bind);
+        Ok(DestinationFacts {
+            host: self.host_name(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            // The probe refuses what is too old, and says so.
+            criu: criu.map(|criu| criu.version.to_string()).map_err(|error| chain(&error)),
+            criu_new_enough: true,
+            runtime: runc.map(|version| version.to_string()).map_err(|error| chain(&error)),
+            runtime_new_enough: true,
+            cgroup_version: cgroup_word().to_owned(),
+            cpu_mismatch,
+            container_names: containers.iter().map(|record| record.name.to_string()).collect(),
+            same_id_active: containers.iter().any(|record| record.id == id),
+            known_epoch: known.map(|tombstone| tombstone.epoch),
+            address_taken_by,
+            storage_drivers: self.storage().names().into_iter().collect(),
+            networks: self.networks().list().into_iter().map(|network| network.name).collect(),
+            volume_names: self.volume_names().await?,
+            bind_paths_missing: binds
+                .filter(|mount| !Path::new(&mount.source).exists())
+                .map(|mount| mount.source.clone())
+                .collect(),
+            disk_free_bytes,
+            memory_available_bytes: memory_available_bytes()?,
+        })
+    }
+
+    async fn volume_names(&self) -> Result<std::collections::BTreeSet<String>, AnyError> {
+        let volumes = self.daemon.volumes.list().await?;
+        Ok(volumes.into_iter().map(|(record, _)| record.name.to_string()).collect())
+    }
+
+    /// Who answers for the address at this host, unless that is the container itself, still at its source.
+    async fn address_owner(&self, network: &str, ip: Ipv4Addr, mac: &str) -> Result<Option<String>, AnyError> {
+        let here = self.containers.list().await?.into_iter().find(|record| record.ip == ip.to_string());
+        if let Some(record) = here {
+            return Ok(Some(format!("container {}", record.name)));
+        }
+        let answered = self.networks().probe_address(network, ip).await?;
+        Ok(answered.map(|owner| owner.to_string()).filter(|owner| !owner.eq_ignore_ascii_case(mac)))
+    }
+}
+
+/// As it stands in a preflight.
+fn cgroup_word() -> &'static str {
+    match CgroupVersion::detect() {
+        CgroupVersion::V1 => "v1",
+        CgroupVersion::V2 => "v2",
+    }
+}
+
+async fn files_bytes(anatomy: &Anatomy) -> Result<u64, AnyError> {
+    let mut trees: Vec<_> = anatomy.volumes.iter().map(|volume| volume.path.clone()).collect();
+    trees.push(anatomy.driver.writable_path(&anatomy.record.id)?);
+    let measured = crate::blocking::run(move || trees.iter().map(|tree| tree_bytes(tree)).sum::<std::io::Result<u64>>());
+    let bytes = measured.await?;
+    // Layers that the destination has already are counted too: it may not have the room to lose them meanwhile.
+    Ok(bytes + anatomy.image.size_bytes)
+}

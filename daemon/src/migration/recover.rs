@@ -1,0 +1,244 @@
+//! Finishes what a daemon before this one has left. Everything here may be repeated: a daemon that dies in the middle
+//! of it begins again at the next start.
+//!
+//! The journal decides ([`tranship_migrate::handoff`]). A source that has not committed rolls back; one that has keeps
+//! the copy frozen until the destination says that its own runs. A destination that was not ready drops everything; one
+//! that was asks the source, and restores again from the images that are here if the source has committed.
+
+use std::sync::Arc;
+
+use tranship_checkpoint::freeze::Freezer;
+use tranship_migrate::deadlines::ASK_AGAIN;
+use tranship_migrate::destination::{DestinationEnd, run_from_ready};
+use tranship_migrate::error::{HostError, chain};
+use tranship_migrate::handoff::{
+    DestinationRecovery, DestinationStep, SourceRecovery, SourceStep, recover_destination, recover_source,
+};
+use tranship_migrate::host::{DestinationHost, DestinationSays};
+use tranship_proto::ids::{ContainerId, MigrationId, Name};
+use tranship_proto::v1::{Migration, MigrationOutcome, MigrationRole, Reserve};
+
+use super::conductor::Conductor;
+use super::destination_host::LocalDestination;
+use super::held::remove_staging;
+use super::journal::Journal;
+use crate::clock::now_ms;
+use crate::containers::VolumeFate;
+use crate::registry::MigrationRecord;
+
+impl Conductor {
+    /// Takes every unfinished migration up. What needs the peer goes on in the background.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub async fn recover(&self) -> Result<(), HostError> {
+        let unfinished = self.shared.registry().migrations().unfinished().await;
+        let unfinished = unfinished.map_err(|error| HostError::new("read the migrations", error))?;
+        for MigrationRecord { migration, .. } in unfinished {
+            let recovered = match migration.role() {
+                MigrationRole::Destination => self.recover_destination(migration.clone()).await,
+                _ => self.recover_source(migration.clone()).await,
+            };
+            if let Err(error) = recovered {
+                tracing::error!(migration_id = migration.id, container = migration.container_name, error = %chain(&error), "the migration could not be taken up; the container stays as it is");
+            }
+        }
+        Ok(())
+    }
+
+    async fn recover_source(&self, record: Migration) -> Result<(), HostError> {
+        let (id, container) = ids(&record)?;
+        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Source);
+        let newest = journal.newest::<SourceStep>().await.map_err(|error| HostError::new("read the journal", error))?;
+        let rule = newest.map_or(SourceRecovery::Abort, recover_source);
+        tracing::info!(migration_id = %id, role = "source", container = record.container_name, ?newest, ?rule, "taking up a migration");
+        match rule {
+            SourceRecovery::Complete => {
+                let failed = |error| HostError::new("mark the container as in doubt", error);
+                self.shared.containers.doubt(&container).await.map_err(failed)?;
+                let destination = host_name(&record.destination)?;
+                self.decide_later(id, container, destination);
+                return Ok(());
+            }
+            SourceRecovery::RollBack => self.roll_back(&container).await?,
+            SourceRecovery::Abort | SourceRecovery::Nothing => {}
+        }
+        self.release(&container).await;
+        remove_staging(self.shared.paths.migration(&id)).await?;
+        let step = if rule == SourceRecovery::RollBack { SourceStep::RolledBack } else { SourceStep::Aborted };
+        if matches!(rule, SourceRecovery::RollBack | SourceRecovery::Abort) {
+            let written = journal.append(step, record.epoch, serde_json::Value::Null).await;
+            written.map_err(|error| HostError::new("write the journal", error))?;
+        }
+        self.close_recovered(id, record, newest).await;
+        Ok(())
+    }
+
+    /// Network first, so that the first instruction finds it there.
+    async fn roll_back(&self, container: &ContainerId) -> Result<(), HostError> {
+        let shared = &self.shared;
+        let record = shared.containers.record(container).await;
+        let record = record.map_err(|error| HostError::new("find the container", error))?;
+        if let Some(attachment) = shared.attachment_of(&record).await? {
+            let plugged = shared.networks().plug(&attachment).await;
+            plugged.map_err(|error| HostError::new("give the network back", error))?;
+        }
+        let cgroup = shared.containers.paths(container).cgroup;
+        let Ok(freezer) = Freezer::of_cgroup(&cgroup) else { return Ok(()) };
+        shared.thaw_untouched(&freezer, &cgroup).await
+    }
+
+    async fn close_recovered(&self, id: MigrationId, mut record: Migration, newest: Option<SourceStep>) {
+        let (outcome, error) = match newest {
+            Some(SourceStep::Done) => (MigrationOutcome::Done, String::new()),
+            Some(SourceStep::Freezing | SourceStep::RolledBack) => {
+                (MigrationOutcome::RolledBack, "transhipd was restarted".to_owned())
+            }
+            _ => (MigrationOutcome::Failed, "transhipd was restarted".to_owned()),
+        };
+        record.set_outcome(outcome);
+        record.error = error;
+        record.advice = format!("container {} runs at {}", record.container_name, record.source);
+        record.finished_ms = now_ms();
+        self.shared.close(id, record).await;
+    }
+
+    /// The commit is on record, or may be. The copy stays frozen until the destination's journal says what became of it.
+    pub(super) fn decide_later(&self, id: MigrationId, container: ContainerId, destination: Name) {
+        let conductor = self.clone();
+        tokio::spawn(async move {
+            loop {
+                match conductor.decide(id, &container, &destination).await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::debug!(migration_id = %id, error = %chain(&error), "the handoff is still in doubt");
+                    }
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        });
+    }
+
+    async fn decide(&self, id: MigrationId, container: &ContainerId, destination: &Name) -> Result<bool, HostError> {
+        let shared = &self.shared;
+        let journal = Journal::new(shared.registry().clone(), id, MigrationRole::Source);
+        let newest = journal.newest::<SourceStep>().await.map_err(|error| HostError::new("read the journal", error))?;
+        let stored = shared.registry().migrations().get(id, MigrationRole::Source).await;
+        let stored = stored.map_err(|error| HostError::new("read the migration", error))?;
+        let Some(mut record) = stored.map(|stored| stored.migration) else { return Ok(true) };
+        if newest != Some(SourceStep::Committed) {
+            // The record that decides was never written: the container is still this host's.
+            self.recover_source(record).await?;
+            return Ok(true);
+        }
+        if shared.ask_destination(id, destination).await? != DestinationSays::Runs {
+            return Ok(false);
+        }
+        let moved = shared.containers.moved(container, destination.as_str(), record.epoch, VolumeFate::Remove).await;
+        moved.map_err(|error| HostError::new("remove the moved container's copy", error))?;
+        remove_staging(shared.paths.migration(&id)).await?;
+        let written = journal.append(SourceStep::Done, record.epoch, serde_json::Value::Null).await;
+        written.map_err(|error| HostError::new("write the journal", error))?;
+        record.set_outcome(MigrationOutcome::Done);
+        record.advice = format!("container {} runs at {destination}", record.container_name);
+        record.finished_ms = now_ms();
+        tracing::info!(migration_id = %id, role = "source", container = record.container_name, "the handoff is decided: the destination has it");
+        shared.close(id, record).await;
+        Ok(true)
+    }
+
+    async fn recover_destination(&self, record: Migration) -> Result<(), HostError> {
+        let (id, container) = ids(&record)?;
+        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
+        let steps = journal.steps().await.map_err(|error| HostError::new("read the journal", error))?;
+        let newest = journal.newest::<DestinationStep>().await;
+        let newest = newest.map_err(|error| HostError::new("read the journal", error))?;
+        let rule = newest.map_or(DestinationRecovery::Drop, recover_destination);
+        tracing::info!(migration_id = %id, role = "destination", container = record.container_name, ?newest, ?rule, "taking up a migration");
+        let data = steps.first().map(|step| step.data["reserve"].clone()).unwrap_or_default();
+        let host = serde_json::from_value::<Reserve>(data).ok().map(|reserve| {
+            LocalDestination::new(Arc::clone(&self.shared), id, host_name(&record.source)?, &reserve)
+                .map(|host| (Arc::new(host), reserve))
+        });
+        let Some((host, reserve)) = host.transpose()? else {
+            return self.drop_received(id, &container, record).await;
+        };
+        match rule {
+            DestinationRecovery::Drop => self.drop_received(id, &container, record).await,
+            DestinationRecovery::AskSource => {
+                self.ask_and_restore(id, record, host, &reserve);
+                Ok(())
+            }
+            DestinationRecovery::Inspect => self.inspect(id, record, &host).await,
+            DestinationRecovery::Nothing => {
+                let runs = newest == Some(DestinationStep::Running);
+                self.close_received(id, record, runs, String::new()).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn drop_received(
+        &self,
+        id: MigrationId,
+        container: &ContainerId,
+        record: Migration,
+    ) -> Result<(), HostError> {
+        let dropped = self.shared.containers.drop_incoming(container).await;
+        dropped.map_err(|error| HostError::new("remove what was received", error))?;
+        remove_staging(self.shared.paths.migration(&id)).await?;
+        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
+        let written = journal.append(DestinationStep::Dropped, record.epoch, serde_json::Value::Null).await;
+        written.map_err(|error| HostError::new("write the journal", error))?;
+        self.close_received(id, record, false, "transhipd was restarted".to_owned()).await;
+        Ok(())
+    }
+
+    /// The tasks that were held ended with the daemon before; the images are still here.
+    fn ask_and_restore(&self, id: MigrationId, record: Migration, host: Arc<LocalDestination>, reserve: &Reserve) {
+        let (conductor, reserve) = (self.clone(), reserve.clone());
+        let _cancelled = self.shared.board.post(id, record.clone());
+        tokio::spawn(async move {
+            let end = run_from_ready(id, host, &reserve).await;
+            let (runs, error) = match end {
+                DestinationEnd::Runs => (true, String::new()),
+                DestinationEnd::Dropped { failure, .. } | DestinationEnd::Lost(failure) => (false, chain(&failure)),
+            };
+            conductor.close_received(id, record, runs, error).await;
+        });
+    }
+
+    /// It was about to run when the daemon before ended: it runs, or it is lost. It is never restored again.
+    async fn inspect(&self, id: MigrationId, record: Migration, host: &LocalDestination) -> Result<(), HostError> {
+        let runs = self.shared.is_running(host.container()).await;
+        if !runs {
+            let error = "the container was handed over but does not run; the source still has its frozen copy";
+            self.close_received(id, record, false, error.to_owned()).await;
+            return Ok(());
+        }
+        host.adopt().await?;
+        host.record(DestinationStep::Running).await?;
+        host.drop_staging().await?;
+        self.close_received(id, record, true, String::new()).await;
+        Ok(())
+    }
+
+    async fn close_received(&self, id: MigrationId, mut record: Migration, runs: bool, error: String) {
+        record.set_outcome(if runs { MigrationOutcome::Done } else { MigrationOutcome::RolledBack });
+        let place = if runs { &record.destination } else { &record.source };
+        record.advice = format!("container {} is at {place}", record.container_name);
+        record.error = error;
+        record.finished_ms = now_ms();
+        self.shared.close(id, record).await;
+    }
+}
+
+fn ids(record: &Migration) -> Result<(MigrationId, ContainerId), HostError> {
+    let malformed = |error| HostError::new("read the migration's record", error);
+    Ok((record.id.parse().map_err(malformed)?, record.container_id.parse().map_err(malformed)?))
+}
+
+fn host_name(text: &str) -> Result<Name, HostError> {
+    text.parse().map_err(|error| HostError::new("read the migration's record", error))
+}

@@ -1,0 +1,154 @@
+//! What other hosts ask of this one about migrations.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use tranship_migrate::control::{Control, Conversation};
+use tranship_migrate::deadlines::REPLY;
+use tranship_migrate::destination::Destination;
+use tranship_migrate::error::chain;
+use tranship_migrate::handoff::{DestinationStep, SourceStep};
+use tranship_proto::ids::{MigrationId, Name};
+use tranship_proto::v1::migrate_message::Body;
+use tranship_proto::v1::{
+    MigrateMessage, Migration, MigrationRole, Phase, PreflightReply, PreflightRequest, QueryMigrationReply,
+    QueryMigrationRequest, Reserve,
+};
+
+use super::conductor::{Conductor, Shared};
+use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
+use super::destination_host::LocalDestination;
+use super::journal::{Journal, JournalError};
+use super::outcome;
+use crate::clock::now_ms;
+use crate::peers::identity::PeerIdentity;
+use crate::peers::migrations::{MigrateReplies, PeerMigrations};
+
+#[async_trait]
+impl PeerMigrations for Conductor {
+    async fn preflight(&self, _peer: PeerIdentity, request: PreflightRequest) -> Result<PreflightReply, Status> {
+        self.shared.answer(&request).await.map_err(|error| Status::internal(chain(error.as_ref())))
+    }
+
+    async fn migrate(
+        &self,
+        peer: PeerIdentity,
+        messages: Streaming<MigrateMessage>,
+    ) -> Result<MigrateReplies, Status> {
+        let (outbox, replies) = mpsc::channel(MESSAGES_IN_FLIGHT);
+        let control = GrpcControl::new(Outbox::Answerer(outbox.clone()), messages);
+        let conductor = self.clone();
+        tokio::spawn(async move {
+            if let Err(status) = conductor.receive(peer.name, control).await {
+                tracing::warn!(error = status.message(), "a migration was not taken");
+                // A source that has gone away does not want to know.
+                let _ = outbox.send(Err(status)).await;
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(replies)))
+    }
+
+    async fn query(
+        &self,
+        peer: PeerIdentity,
+        request: QueryMigrationRequest,
+    ) -> Result<QueryMigrationReply, Status> {
+        let id: MigrationId =
+            request.migration_id.parse().map_err(|_| Status::invalid_argument("not a migration id"))?;
+        let answer = self.shared.journal_says(id, &peer.name).await;
+        answer.map_err(|error| Status::internal(chain(&error)))
+    }
+}
+
+impl Conductor {
+    /// Plays the destination's role for a source that has called.
+    async fn receive(&self, source: Name, mut control: GrpcControl) -> Result<(), Status> {
+        let (id, reserve) = first_message(&mut control).await?;
+        let shared = &self.shared;
+        if reserve.source != source.as_str() || reserve.destination != shared.host_name() {
+            return Err(Status::permission_denied("a reservation between other hosts"));
+        }
+        let known = Journal::new(shared.registry().clone(), id, MigrationRole::Destination).steps().await;
+        if !known.map_err(|error| Status::internal(chain(&error)))?.is_empty() || shared.board.is_active(id) {
+            return Err(Status::already_exists("a migration of that id was here before"));
+        }
+        let host = LocalDestination::new(Arc::clone(shared), id, source.clone(), &reserve);
+        let host = Arc::new(host.map_err(|error| Status::invalid_argument(chain(&error)))?);
+        let mut record = received_record(id, &source, &shared.host_name(), &reserve);
+        shared.store(record.clone()).await.map_err(|error| Status::internal(chain(&error)))?;
+        let _cancelled = shared.board.post(id, record.clone());
+        let conversation = Conversation::new(id, Box::new(control));
+        let report = Destination::new(id, host, conversation).run(reserve).await;
+        record = shared.board.get(id).unwrap_or(record);
+        outcome::of_destination(&mut record, report);
+        let (outcome, total_ms) = (record.outcome().as_str_name(), record.total_us / 1000);
+        tracing::info!(migration_id = %id, role = "destination", container = record.container_name, peer = record.source, outcome, total_ms, error = record.error, "migration ended");
+        shared.close(id, record).await;
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// What this host's journal says of a migration, to the other host of it.
+    async fn journal_says(&self, id: MigrationId, peer: &Name) -> Result<QueryMigrationReply, JournalError> {
+        for role in [MigrationRole::Source, MigrationRole::Destination] {
+            let record = self.registry().migrations().get(id, role).await?;
+            let Some(record) = record.filter(|record| record.peer() == peer.as_str()) else { continue };
+            let journal = Journal::new(self.registry().clone(), id, role);
+            let committed = match role {
+                MigrationRole::Source => {
+                    matches!(journal.newest().await?, Some(SourceStep::Committed | SourceStep::Done))
+                }
+                _ => journal.newest().await? == Some(DestinationStep::Running),
+            };
+            let shown = self.board.get(id).unwrap_or(record.migration);
+            return Ok(QueryMigrationReply {
+                known: !forgotten(&journal, role).await?,
+                role: role.into(),
+                phase: shown.phase,
+                outcome: shown.outcome,
+                committed,
+            });
+        }
+        Ok(QueryMigrationReply::default())
+    }
+}
+
+/// A destination that has dropped everything has nothing to say any more.
+async fn forgotten(journal: &Journal, role: MigrationRole) -> Result<bool, JournalError> {
+    if role == MigrationRole::Source {
+        return Ok(false);
+    }
+    Ok(matches!(journal.newest().await?, None | Some(DestinationStep::Dropped)))
+}
+
+async fn first_message(control: &mut GrpcControl) -> Result<(MigrationId, Reserve), Status> {
+    let due = || Status::invalid_argument("a migration begins with a reservation");
+    let received = tokio::time::timeout(REPLY, control.receive()).await;
+    let received = received.map_err(|_| Status::deadline_exceeded("no reservation came"))?;
+    let message = received.map_err(|error| Status::aborted(chain(&error)))?.ok_or_else(due)?;
+    match message.body {
+        Some(Body::Reserve(reserve)) => Ok((message.migration_id.parse().map_err(|_| due())?, reserve)),
+        _ => Err(due()),
+    }
+}
+
+fn received_record(id: MigrationId, source: &Name, here: &str, reserve: &Reserve) -> Migration {
+    let container = reserve.container.clone().unwrap_or_default();
+    Migration {
+        id: id.to_string(),
+        container_id: container.id,
+        container_name: container.spec.map(|spec| spec.name).unwrap_or_default(),
+        source: source.to_string(),
+        destination: here.to_owned(),
+        role: MigrationRole::Destination.into(),
+        phase: Phase::Reserve.into(),
+        epoch: reserve.next_epoch,
+        started_ms: now_ms(),
+        options: reserve.options.clone(),
+        ..Migration::default()
+    }
+}

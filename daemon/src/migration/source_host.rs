@@ -1,0 +1,274 @@
+//! What the source role asks of this daemon.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, OnceCell};
+use tokio::time::Instant;
+use tranship_checkpoint::criu::{Dump, DumpError};
+use tranship_checkpoint::freeze::Freezer;
+use tranship_migrate::deadlines::{FREEZE, IMAGES, REPLY};
+use tranship_migrate::error::HostError;
+use tranship_migrate::handoff::SourceStep;
+use tranship_migrate::host::{ByteStream, CommitError, DestinationSays, DumpedImages, Event, SourceHost};
+use tranship_migrate::trees::{Tree, TreeName};
+use tranship_proto::ids::{MigrationId, Name};
+use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, VolumeSource};
+
+use super::conductor::Shared;
+use super::held::{make_private, remove_staging, stages};
+use super::journal::Journal;
+use super::usage::tree_bytes;
+use crate::containers::{Anatomy, VolumeFate};
+use crate::network::{Attachment, NetworkRequest};
+use crate::registry::ContainerRecord;
+
+/// One container on its way to another host.
+pub struct LocalSource {
+    shared: Arc<Shared>,
+    migration: MigrationId,
+    anatomy: Anatomy,
+    destination: Name,
+    journal: Journal,
+    freezer: Freezer,
+    attachment: OnceCell<Attachment>,
+    dump: Mutex<Option<Dump>>,
+}
+
+impl LocalSource {
+    /// The source side of `migration`.
+    ///
+    /// # Errors
+    /// The container has no cgroup: it does not run.
+    pub fn new(
+        shared: Arc<Shared>,
+        migration: MigrationId,
+        anatomy: Anatomy,
+        destination: Name,
+    ) -> Result<Self, HostError> {
+        let freezer = Freezer::of_cgroup(&anatomy.paths.cgroup)
+            .map_err(|error| HostError::new("find the container's cgroup", error))?;
+        let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Source);
+        let (attachment, dump) = (OnceCell::new(), Mutex::default());
+        Ok(Self { shared, migration, anatomy, destination, journal, freezer, attachment, dump })
+    }
+
+    /// The epoch the destination will own.
+    #[must_use]
+    pub fn next_epoch(&self) -> u64 {
+        self.anatomy.record.epoch + 1
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.shared.paths.migration(&self.migration)
+    }
+
+    async fn attachment(&self) -> Result<&Attachment, HostError> {
+        let find = || async {
+            let found = self.shared.attachment_of(&self.anatomy.record).await?;
+            found.ok_or_else(|| HostError::new("find the container's network", "its link is gone"))
+        };
+        self.attachment.get_or_try_init(find).await
+    }
+
+    async fn sizes(&self) -> Result<(u64, Vec<VolumeSource>), HostError> {
+        let writable = self.writable_layer()?;
+        let volumes: Vec<_> =
+            self.anatomy.volumes.iter().map(|volume| (volume.record.clone(), volume.path.clone())).collect();
+        crate::blocking::run(move || {
+            let mut total = tree_bytes(&writable)?;
+            let mut sources = Vec::new();
+            for (record, path) in volumes {
+                let size_bytes = tree_bytes(&path)?;
+                total += size_bytes;
+                sources.push(VolumeSource {
+                    name: record.name.to_string(),
+                    driver: record.driver,
+                    labels: record.labels,
+                    size_bytes,
+                });
+            }
+            Ok((total, sources))
+        })
+        .await
+        .map_err(|error: std::io::Error| HostError::new("measure the container's files", error))
+    }
+
+    fn writable_layer(&self) -> Result<PathBuf, HostError> {
+        let path = self.anatomy.driver.writable_path(&self.anatomy.record.id);
+        path.map_err(|error| HostError::new("find the writable layer", error))
+    }
+}
+
+#[async_trait]
+impl SourceHost for LocalSource {
+    async fn describe(&self) -> Result<Reserve, HostError> {
+        // Found now, so that cutting it later costs no search.
+        self.attachment().await?;
+        let (disk_bytes, volumes) = self.sizes().await?;
+        let host = self.shared.host_name();
+        Ok(Reserve {
+            source: host.clone(),
+            destination: self.destination.to_string(),
+            container: Some(self.anatomy.record.to_message(&host)),
+            image: Some(self.anatomy.image.clone()),
+            volumes,
+            memory_bytes: self.shared.memory_of(&self.anatomy.paths.cgroup)?,
+            disk_bytes,
+            next_epoch: self.next_epoch(),
+            options: None,
+        })
+    }
+
+    async fn record(&self, step: SourceStep) -> Result<(), HostError> {
+        let data = serde_json::json!({ "container": self.anatomy.record.id, "destination": self.destination });
+        let written = self.journal.append(step, self.next_epoch(), data).await;
+        written.map_err(|error| HostError::new("write the journal", error))
+    }
+
+    async fn commit(&self, digest: [u8; 32]) -> Result<(), CommitError> {
+        let data = serde_json::json!({
+            "container": self.anatomy.record.id,
+            "destination": self.destination,
+            "digest": blake3::Hash::from(digest).to_hex().as_str(),
+        });
+        self.journal
+            .append(SourceStep::Committed, self.next_epoch(), data)
+            .await
+            .map_err(|error| CommitError::Unknown(HostError::new("write the commit record", error)))
+    }
+
+    async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
+        let stream = self.shared.peers().open_data(&self.destination).await;
+        Ok(Box::new(stream.map_err(|error| HostError::new("open a data stream", error))?))
+    }
+
+    async fn layer(&self, name: &TreeName) -> Result<Tree, HostError> {
+        let TreeName::Layer(digest) = name else {
+            return Err(HostError::new("find a layer", format!("{name} is none")));
+        };
+        let (driver, digest) = (Arc::clone(&self.anatomy.driver), digest.clone());
+        let path = crate::blocking::run(move || driver.layer_path(&digest)).await;
+        let path = path.map_err(|error| HostError::new("find a layer", error))?;
+        Ok(Tree { name: name.clone(), path })
+    }
+
+    async fn prepare_dump(&self) -> Result<(), HostError> {
+        let staging = self.staging();
+        let (images_dir, work_dir) = (staging.join("images"), staging.join("dump"));
+        for directory in [&images_dir, &work_dir] {
+            make_private(directory).map_err(|error| HostError::new("make the migration's staging", error))?;
+        }
+        let request = self.shared.dump_request(&self.anatomy, images_dir, work_dir);
+        let prepared = Dump::prepare(request, Instant::now() + REPLY).await;
+        let prepared = prepared.map_err(|error| HostError::new("prepare the dump", error))?;
+        *self.dump.lock().await = Some(prepared);
+        Ok(())
+    }
+
+    async fn freeze(&self) -> Result<(), HostError> {
+        let frozen = self.freezer.freeze(Instant::now() + FREEZE).await;
+        frozen.map(drop).map_err(|error| HostError::new("freeze the container", error))
+    }
+
+    async fn cut_network(&self) -> Result<(), HostError> {
+        let attachment = self.attachment().await?;
+        let cut = self.shared.networks().unplug(attachment).await;
+        cut.map(drop).map_err(|error| HostError::new("cut the container's network", error))
+    }
+
+    async fn dump(&self) -> Result<DumpedImages, HostError> {
+        let failed = |error: DumpError| HostError::new("dump the container", error);
+        let prepared = self.dump.lock().await.take();
+        let mut dump = prepared.ok_or_else(|| HostError::new("dump the container", "it was not prepared"))?;
+        let deadline = Instant::now() + IMAGES;
+        dump.write(deadline).await.map_err(failed)?;
+        let report = dump.complete(deadline).await.map_err(failed)?;
+        Ok(DumpedImages { path: self.staging().join("images"), stages: stages(&report.stages) })
+    }
+
+    async fn frozen_trees(&self) -> Result<Vec<Tree>, HostError> {
+        let mut trees = vec![Tree { name: TreeName::Rootfs, path: self.writable_layer()? }];
+        for volume in &self.anatomy.volumes {
+            trees.push(Tree { name: TreeName::Volume(volume.record.name.clone()), path: volume.path.clone() });
+        }
+        Ok(trees)
+    }
+
+    async fn mend_network(&self) -> Result<(), HostError> {
+        let attachment = self.attachment().await?;
+        let plugged = self.shared.networks().plug(attachment).await;
+        plugged.map(drop).map_err(|error| HostError::new("give the network back", error))
+    }
+
+    async fn thaw(&self) -> Result<(), HostError> {
+        if let Some(prepared) = self.dump.lock().await.take() {
+            let given_up = prepared.abort().await;
+            given_up.map_err(|error| HostError::new("give the dump up", error))?;
+        }
+        self.shared.thaw_untouched(&self.freezer, &self.anatomy.paths.cgroup).await
+    }
+
+    async fn drop_staging(&self) -> Result<(), HostError> {
+        // One that was prepared but never used ends with its connection.
+        self.dump.lock().await.take();
+        remove_staging(self.staging()).await
+    }
+
+    async fn remove_copy(&self) -> Result<(), HostError> {
+        let id = &self.anatomy.record.id;
+        let to = self.destination.as_str();
+        let moved = self.shared.containers.moved(id, to, self.next_epoch(), VolumeFate::Remove).await;
+        moved.map_err(|error| HostError::new("remove the moved container's copy", error))
+    }
+
+    async fn ask_destination(&self) -> Result<DestinationSays, HostError> {
+        self.shared.ask_destination(self.migration, &self.destination).await
+    }
+
+    fn observe(&self, event: Event<'_>) {
+        self.shared.board.observe(self.migration, &event);
+    }
+}
+
+impl Shared {
+    /// The place in its network that a container of this host has.
+    ///
+    /// # Errors
+    /// What the kernel says, or its link is somebody else's.
+    pub async fn attachment_of(&self, record: &ContainerRecord) -> Result<Option<Attachment>, HostError> {
+        let failed = |error| HostError::new("find the container's network", error);
+        let request = NetworkRequest::parse(&record.spec.network, &record.ip, &record.mac, Vec::new());
+        let netns = PathBuf::from(format!("/proc/{}/ns/net", record.pid));
+        self.networks().find(&record.id, &request.map_err(failed)?, &netns).await.map_err(failed)
+    }
+
+    /// What the destination's journal says of a migration that began here.
+    ///
+    /// # Errors
+    /// It does not answer in time, or with something that means nothing.
+    pub async fn ask_destination(&self, id: MigrationId, host: &Name) -> Result<DestinationSays, HostError> {
+        let ask = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("ask the destination", error);
+        let mut client = self.peers().control(host).map_err(|error| ask(error.into()))?;
+        let request = QueryMigrationRequest { migration_id: id.to_string() };
+        let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
+        let reply = asked.map_err(|error| ask(error.into()))?.map_err(|error| ask(error.into()))?.into_inner();
+        Ok(match (reply.known, reply.committed) {
+            (_, true) => DestinationSays::Runs,
+            (false, _) => DestinationSays::Gone,
+            (true, _) if reply.phase() >= tranship_proto::v1::Phase::Resume => DestinationSays::Resuming,
+            (true, _) => DestinationSays::Waits,
+        })
+    }
+
+    /// Thaws a container after CRIU was at it, once nothing of CRIU is left in its tasks.
+    ///
+    /// # Errors
+    /// A task is still traced or holds CRIU's code, or the freezer fails. The container stays frozen then.
+    pub async fn thaw_untouched(&self, freezer: &Freezer, cgroup: &str) -> Result<(), HostError> {
+        tranship_checkpoint::process_tree::verify_untouched(cgroup)
+            .map_err(|error| HostError::new("thaw the container", error))?;
+        freezer.thaw().map_err(|error| HostError::new("thaw the container", error))
+    }
+}
