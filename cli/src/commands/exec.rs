@@ -69,7 +69,8 @@ impl Exec {
         let input = async {
             if interactive {
                 send_stdin(&sender).await;
-            } else {
+            } else if !tty {
+                // The end of input is a key on a terminal, which nobody has pressed.
                 send(&sender, exec_request::Part::StdinEnd(true)).await;
             }
             std::future::pending::<Failure>().await

@@ -8,7 +8,7 @@ use tranship_proto::v1::{Migration, MigrationRole, Phase, Span, TreeBytes};
 use crate::output::table;
 use crate::{json, units};
 
-/// The whole story, without a line end.
+/// The whole story, without a line end; of a migration in which nothing was measured only the headline.
 pub fn show(migration: &Migration) -> String {
     let mut parts = vec![headline(migration)];
     if !migration.spans.is_empty() {
@@ -17,7 +17,9 @@ pub fn show(migration: &Migration) -> String {
     if !migration.trees.is_empty() {
         parts.push(trees(migration));
     }
-    parts.push(totals(migration));
+    if parts.len() > 1 {
+        parts.push(totals(migration));
+    }
     parts.join("\n\n")
 }
 
