@@ -2,6 +2,7 @@
 //! answer into a message or its error into a status. One file a noun; `service` is the list of all calls, `status` the
 //! one place that chooses codes.
 
+mod acl;
 mod containers;
 mod exec;
 mod hosts;
