@@ -21,6 +21,9 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// What the daemon waits beyond that, for the monitor to clean up and say so.
 const REPORT_GRACE: Duration = Duration::from_secs(45);
 
+/// How long a monitor may take from its last word to its end.
+const END_DEADLINE: Duration = Duration::from_secs(5);
+
 /// A container whose first process exists and waits: its namespaces are there, nothing of its own has run. Dropping it removes
 /// the container.
 #[derive(Debug)]
@@ -274,10 +277,22 @@ impl Reports {
                 id: self.id.clone(),
                 log: self.log.clone(),
             }),
-            Ok(Ok(_)) => {
-                serde_json::from_slice(&line).map_err(|_| self.garbage(&String::from_utf8_lossy(&line)))
-            }
+            Ok(Ok(_)) => match serde_json::from_slice(&line) {
+                Ok(failed @ Report::Failed { .. }) => {
+                    self.closed().await;
+                    Ok(failed)
+                }
+                Ok(report) => Ok(report),
+                Err(_) => Err(self.garbage(&String::from_utf8_lossy(&line))),
+            },
         }
+    }
+
+    /// A failure is a monitor's last word; its end follows at once, and then nothing is left of it.
+    async fn closed(&mut self) {
+        let mut rest = Vec::new();
+        let mut bounded = (&mut self.lines).take(MAX_REPORT_BYTES);
+        tokio::time::timeout(END_DEADLINE, bounded.read_to_end(&mut rest)).await.ok();
     }
 
     fn garbage(&self, text: &str) -> StartError {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tranship_proto::v1::TerminalSize;
@@ -110,6 +110,7 @@ fn process(paths: &ContainerPaths, request: &ExecRequest) -> Result<String, Exec
         user: &request.user,
         workdir: &request.workdir,
         tty: request.tty,
+        size: request.size.filter(|_| request.tty),
     };
     let process = exec_process(&config, &paths.rootfs(), &asked).map_err(|error| failed(error.into()))??;
     Ok(process.to_string())
@@ -130,6 +131,7 @@ fn open_pty(size: Option<TerminalSize>) -> Result<OpenedPty, ExecError> {
             &ours,
             OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
         )?;
+        make_raw(&theirs)?;
         if let Some(size) = size {
             tcsetwinsize(&ours, winsize(size))?;
         }
@@ -139,6 +141,16 @@ fn open_pty(size: Option<TerminalSize>) -> Result<OpenedPty, ExecError> {
         })
     };
     open().map_err(plumbing("open a terminal"))
+}
+
+/// Passes on what is typed as it is, from the first byte: lines, echo and signals are made by the terminal inside of the
+/// container. runc sets the same, later. Line ends of the output get their carriage return here, since runc takes it away
+/// inside.
+fn make_raw(terminal: &OwnedFd) -> io::Result<()> {
+    let mut modes = tcgetattr(terminal)?;
+    modes.make_raw();
+    modes.output_modes |= OutputModes::OPOST | OutputModes::ONLCR;
+    Ok(tcsetattr(terminal, OptionalActions::Now, &modes)?)
 }
 
 fn attach_pty(runc: &mut Command, pty: &OpenedPty) -> Result<(), ExecError> {

@@ -278,7 +278,7 @@ mod tests {
         let config = request(&spec).unwrap();
         assert_eq!(
             config["process"]["user"],
-            json!({"uid": 70, "gid": 71, "additionalGids": [101]})
+            json!({"uid": 70, "gid": 71, "additionalGids": [71, 101]})
         );
         assert_eq!(config["process"]["capabilities"]["effective"], json!([]));
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tranship_proto::v1::UsernsMode;
+use tranship_proto::v1::{TerminalSize, UsernsMode};
 
 use super::build::check_ids;
 use super::error::SpecError;
@@ -24,6 +24,8 @@ pub(crate) struct ExecProcess<'a> {
     pub(crate) workdir: &'a str,
     /// Whether it gets a terminal.
     pub(crate) tty: bool,
+    /// The size of that from its first moment.
+    pub(crate) size: Option<TerminalSize>,
 }
 
 /// The parts of a container's configuration that an added process takes over.
@@ -74,6 +76,9 @@ fn assemble(config: Config, rootfs: &Path, asked: &ExecProcess<'_>) -> Result<Va
     };
     let mut process = Value::Object(first.rest);
     process["terminal"] = json!(asked.tty);
+    if let Some(size) = asked.size {
+        process["consoleSize"] = json!({"height": size.rows, "width": size.columns});
+    }
     process["args"] = json!(asked.command);
     process["cwd"] = json!(process::workdir(asked.workdir, &first.cwd)?);
     process["env"] = json!(environment(first.env, asked)?);
@@ -120,6 +125,7 @@ mod tests {
             user,
             workdir: "",
             tty,
+            size: None,
         };
         exec_process(CONFIG, dir.path(), &asked).unwrap()
     }

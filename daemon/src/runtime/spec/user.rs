@@ -22,7 +22,8 @@ pub struct User {
     pub uid: u32,
     /// Group id in the container.
     pub gid: u32,
-    /// Supplementary groups; empty when a group was asked for.
+    /// Supplementary groups: always the group itself, so that a set-group-id program cannot shed a group that files are denied
+    /// to; the others of the user unless a group was asked for.
     pub additional_gids: Vec<u32>,
 }
 
@@ -58,31 +59,30 @@ fn find(wanted: &str, passwd: &str, group: &str) -> Result<User, SpecError> {
         .map(|entry| entry.uid)
         .or_else(|| user.parse().ok());
     let uid = uid.ok_or_else(|| SpecError::UnknownUser(user.to_owned()))?;
+    let groups = || group.lines().filter_map(GroupEntry::parse);
     if wanted_group.is_empty() {
-        let groups = group.lines().filter_map(GroupEntry::parse);
-        let additional_gids = match &entry {
-            Some(entry) => groups
-                .filter(|group| group.has(entry.name))
-                .map(|group| group.gid)
-                .collect(),
-            None => Vec::new(),
-        };
+        let gid = entry.as_ref().map_or(0, |entry| entry.gid);
+        let is_member = |group: &GroupEntry<'_>| entry.as_ref().is_some_and(|entry| group.has(entry.name));
+        let others = groups()
+            .filter(is_member)
+            .map(|group| group.gid)
+            .filter(|&other| other != gid);
+        let additional_gids = [gid].into_iter().chain(others).collect();
         return Ok(User {
             uid,
-            gid: entry.map_or(0, |entry| entry.gid),
+            gid,
             additional_gids,
         });
     }
-    let found = group
-        .lines()
-        .filter_map(GroupEntry::parse)
-        .find(|group| group.is(wanted_group));
-    let gid = found.map(|group| group.gid).or_else(|| wanted_group.parse().ok());
+    let found = groups()
+        .find(|group| group.is(wanted_group))
+        .map(|group| group.gid);
+    let gid = found.or_else(|| wanted_group.parse().ok());
     let gid = gid.ok_or_else(|| SpecError::UnknownGroup(wanted_group.to_owned()))?;
     Ok(User {
         uid,
         gid,
-        additional_gids: Vec::new(),
+        additional_gids: vec![gid],
     })
 }
 
@@ -191,18 +191,21 @@ mod tests {
 
     #[test]
     fn a_name_brings_its_groups_and_a_group_of_ones_own_does_not() {
-        assert_eq!(find("postgres", PASSWD, GROUP).unwrap(), user(70, 71, &[101, 8]));
-        assert_eq!(find("70", PASSWD, GROUP).unwrap(), user(70, 71, &[101, 8]));
-        assert_eq!(find("postgres:mail", PASSWD, GROUP).unwrap(), user(70, 8, &[]));
-        assert_eq!(find("postgres:7", PASSWD, GROUP).unwrap(), user(70, 7, &[]));
+        assert_eq!(
+            find("postgres", PASSWD, GROUP).unwrap(),
+            user(70, 71, &[71, 101, 8])
+        );
+        assert_eq!(find("70", PASSWD, GROUP).unwrap(), user(70, 71, &[71, 101, 8]));
+        assert_eq!(find("postgres:mail", PASSWD, GROUP).unwrap(), user(70, 8, &[8]));
+        assert_eq!(find("postgres:7", PASSWD, GROUP).unwrap(), user(70, 7, &[7]));
     }
 
     #[test]
     fn numbers_nobody_has_are_taken_and_names_are_not() {
-        assert_eq!(find("1234", PASSWD, GROUP).unwrap(), user(1234, 0, &[]));
-        assert_eq!(find("1234:55", "", "").unwrap(), user(1234, 55, &[]));
-        assert_eq!(find("", "", "").unwrap(), user(0, 0, &[]));
-        assert_eq!(find(":mail", PASSWD, GROUP).unwrap(), user(0, 8, &[]));
+        assert_eq!(find("1234", PASSWD, GROUP).unwrap(), user(1234, 0, &[0]));
+        assert_eq!(find("1234:55", "", "").unwrap(), user(1234, 55, &[55]));
+        assert_eq!(find("", "", "").unwrap(), user(0, 0, &[0]));
+        assert_eq!(find(":mail", PASSWD, GROUP).unwrap(), user(0, 8, &[8]));
         assert!(matches!(
             find("nobody", PASSWD, GROUP),
             Err(SpecError::UnknownUser(_))
@@ -223,7 +226,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         std::fs::write(dir.path().join("inner"), "inner:x:9:9::/:\n").unwrap();
         symlink("/../../inner", dir.path().join("etc/passwd")).unwrap();
-        assert_eq!(User::resolve("inner", dir.path()).unwrap(), user(9, 9, &[]));
+        assert_eq!(User::resolve("inner", dir.path()).unwrap(), user(9, 9, &[9]));
         // The machine's own file of that name is not what is seen.
         std::fs::remove_file(dir.path().join("etc/passwd")).unwrap();
         symlink("/etc/hostname", dir.path().join("etc/passwd")).unwrap();

@@ -58,11 +58,12 @@ impl Monitor {
 
     /// The whole of it.
     fn life(&mut self) -> ExitCode {
-        let code = match self.begin() {
+        match self.begin() {
             Ok(init) => {
                 report(&Report::Running { pid: init.pid });
                 setup::stop_reporting();
                 self.watch(&init);
+                self.leave_cgroup();
                 ExitCode::SUCCESS
             }
             Err((stage, detail)) => {
@@ -71,15 +72,18 @@ impl Monitor {
                     "remove monitor.json",
                     fs::remove_file(self.job.bundle.join("monitor.json")),
                 );
+                self.leave_cgroup();
                 report(&Report::Failed {
                     stage: stage.to_owned(),
                     detail,
                 });
                 ExitCode::FAILURE
             }
-        };
+        }
+    }
+
+    fn leave_cgroup(&self) {
         complain("leave the cgroup", Cgroup::at(&self.job.monitor_cgroup).leave());
-        code
     }
 
     /// Until the container runs.
