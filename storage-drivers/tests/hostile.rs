@@ -32,6 +32,8 @@ impl Bench {
         let place = place();
         let (root, outside) = (directory(&place, "root"), directory(&place, "outside"));
         fs::write(outside.join("secret"), "untouched").unwrap();
+        fs::create_dir_all(outside.join("a/b")).unwrap();
+        fs::write(outside.join("a/b/secret"), "untouched").unwrap();
         let before = tree_listing(&outside).unwrap();
         Self { place, root, before }
     }
@@ -102,6 +104,18 @@ fn a_symlink_is_not_written_through() {
         [symlink_to("file", "../outside/secret"), file("file", 1)],
         Refusal::Duplicate,
     );
+}
+
+#[test]
+fn a_symlink_on_the_way_is_not_followed() {
+    let way = || symlink_to("way", "../outside");
+    Bench::new().refuses([way(), file("way/a/new", 0)], Refusal::NoParent);
+    Bench::new().refuses([way(), file("way/a/b/new", 0)], Refusal::NoParent);
+    Bench::new().refuses(
+        [way(), folder("c"), hard_link("c/new", "way/a/secret")],
+        Refusal::LinkTarget,
+    );
+    Bench::new().refuses([way(), hard_link("new", "way/a/b/secret")], Refusal::LinkTarget);
 }
 
 #[test]

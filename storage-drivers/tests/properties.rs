@@ -346,6 +346,8 @@ fn with_outside(test: impl Fn(&Path, &[String])) {
     directory(&place, "roots");
     let outside = directory(&place, "outside");
     fs::write(outside.join("secret"), "untouched").unwrap();
+    // Something to find behind a symlink: a way of two components leads to a directory.
+    fs::create_dir_all(outside.join("a/b/c")).unwrap();
     let before = tree_listing(&outside).unwrap();
     test(place.path(), &before);
 }
