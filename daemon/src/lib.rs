@@ -10,6 +10,8 @@ pub mod config;
 pub mod containers;
 pub mod daemon;
 pub mod image;
+pub mod migration;
+pub mod lock;
 pub mod network;
 pub mod notify;
 pub mod observe;
