@@ -9,12 +9,13 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, ftruncate,
-    linkat, lsetxattr, makedev, mknodat, openat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timestamps, XattrFlags, chmodat, chownat, ftruncate, linkat, lsetxattr,
+    makedev, mknodat, openat, symlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite};
 use tar::{Entry, EntryType, Header};
 
+use super::attributes::{self, Attributes};
 use super::error::ExtractError;
 use super::headers::guard;
 use super::limits::MAX_ENTRIES;
@@ -63,14 +64,6 @@ pub(super) fn extract(stream: impl Read, root: OwnedFd) -> Result<(), ExtractErr
     layer.place.finish()
 }
 
-/// What an entry says about itself beside its content.
-struct Attributes {
-    mode: Mode,
-    owner: (Uid, Gid),
-    time: Timespec,
-    xattrs: Vec<(String, Vec<u8>)>,
-}
-
 struct Layer {
     place: Place,
     room: Room,
@@ -87,7 +80,7 @@ impl Layer {
         let path = InnerPath::parse(&written)?;
         // Before PAX and ustar a directory was a file with a slash at its end.
         let is_directory = kind.is_dir() || (kind.is_file() && written.ends_with(b"/"));
-        let attributes = attributes(entry, &path)?;
+        let attributes = attributes::read(entry, &path)?;
         if path.is_root() {
             return if is_directory {
                 self.set_root(&attributes)
@@ -281,78 +274,6 @@ fn set_xattrs(
     Ok(())
 }
 
-fn attributes<R: Read>(entry: &mut Entry<'_, R>, path: &InnerPath) -> Result<Attributes, ExtractError> {
-    let bad = |what: &str| bad_entry(path, what);
-    let header = entry.header();
-    let mode = header.mode().map_err(|_| bad("a mode that is no number"))?;
-    let id = |number: io::Result<u64>| {
-        let number = number.ok().and_then(|number| u32::try_from(number).ok());
-        // The highest means "leave it" to the kernel.
-        number
-            .filter(|number| *number != u32::MAX)
-            .ok_or_else(|| bad("an owner that is no id"))
-    };
-    let owner = (Uid::from_raw(id(header.uid())?), Gid::from_raw(id(header.gid())?));
-    let seconds = header.mtime().map_err(|_| bad("a time that is no number"))?;
-    let seconds = i64::try_from(seconds).map_err(|_| bad("a time that is no number"))?;
-    let mut attributes = Attributes {
-        mode: Mode::from_raw_mode(mode & 0o7777),
-        owner,
-        time: Timespec {
-            tv_sec: seconds,
-            tv_nsec: 0,
-        },
-        xattrs: Vec::new(),
-    };
-    let damaged = |source| ExtractError::Damaged { source };
-    let Some(extensions) = entry.pax_extensions().map_err(damaged)? else {
-        return Ok(attributes);
-    };
-    for extension in extensions {
-        let extension = extension.map_err(damaged)?;
-        let key = extension
-            .key()
-            .map_err(|_| bad("an extended header that is no text"))?;
-        let value = extension.value_bytes();
-        if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
-            if name.starts_with("trusted.overlay.") {
-                return Err(bad("an attribute that belongs to the overlay file system"));
-            }
-            attributes.xattrs.push((name.to_owned(), value.to_vec()));
-        } else if key == "mtime" {
-            attributes.time = parse_time(value).ok_or_else(|| bad("a time that is no number"))?;
-        } else if key.starts_with("GNU.sparse.") {
-            return Err(bad(
-                "holes written in a form (PAX) that is not supported: make it without --sparse",
-            ));
-        }
-    }
-    Ok(attributes)
-}
-
-/// Seconds and a fraction in decimal, as PAX writes them.
-fn parse_time(text: &[u8]) -> Option<Timespec> {
-    let text = std::str::from_utf8(text).ok()?;
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let whole: i64 = seconds.parse().ok()?;
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let nanoseconds: i64 = digits.parse().ok()?;
-    if seconds.starts_with('-') && nanoseconds > 0 {
-        // -1.25 is 0.75 s after -2.
-        return Some(Timespec {
-            tv_sec: whole.checked_sub(1)?,
-            tv_nsec: 1_000_000_000 - nanoseconds,
-        });
-    }
-    Some(Timespec {
-        tv_sec: whole,
-        tv_nsec: nanoseconds,
-    })
-}
-
 fn link_target<R: Read>(entry: &Entry<'_, R>, path: &InnerPath) -> Result<Vec<u8>, ExtractError> {
     let target = entry
         .link_name_bytes()
@@ -392,7 +313,8 @@ fn unsupported(kind: EntryType, path: &InnerPath) -> ExtractError {
     }
 }
 
-fn bad_entry(path: &InnerPath, what: &str) -> ExtractError {
+/// An error about an entry.
+pub(super) fn bad_entry(path: &InnerPath, what: &str) -> ExtractError {
     ExtractError::Entry {
         path: text(path.bytes()),
         what: what.to_owned(),
@@ -401,20 +323,4 @@ fn bad_entry(path: &InnerPath, what: &str) -> ExtractError {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_to_the_nanosecond_before_and_after_1970() {
-        let time = |text: &str| parse_time(text.as_bytes()).map(|time| (time.tv_sec, time.tv_nsec));
-        assert_eq!(time("1700000000"), Some((1_700_000_000, 0)));
-        assert_eq!(time("12.5"), Some((12, 500_000_000)));
-        assert_eq!(time("12.1234567891"), Some((12, 123_456_789)));
-        assert_eq!(time("-1.25"), Some((-2, 750_000_000)));
-        assert_eq!(time("-3"), Some((-3, 0)));
-        assert_eq!((time("x"), time("1.x"), time("")), (None, None, None));
-    }
 }

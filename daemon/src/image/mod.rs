@@ -15,6 +15,7 @@
 //! `oci` and `docker` know the two layouts, `layer` and `extract` make a directory of a layer. [`Reference`], [`resolve`]
 //! and [`removal`](plan_removal) are about names, [`ImageConfig`] is what a container takes from an image.
 
+mod attributes;
 mod changes;
 mod config;
 mod decompress;

@@ -19,11 +19,9 @@ fn xattr(path: &std::path::Path, name: &str) -> Option<Vec<u8>> {
     Some(value)
 }
 
-#[test]
-fn everything_a_file_system_has_arrives() {
-    let store = Store::new();
-    let long = format!("d/{}/{}", "n".repeat(200), "m".repeat(150));
-    let archive = Tar::new()
+/// An archive of everything; `long` is the path of a file in it.
+fn everything(long: &str) -> Vec<u8> {
+    Tar::new()
         .entry(EntryType::Directory, "./", "", &[], |header| {
             header.set_mode(0o711)
         })
@@ -54,8 +52,14 @@ fn everything_a_file_system_has_arrives() {
         })
         .file("d/holes", vec![0; 4 << 20])
         .file("late/without/a/directory", "x")
-        .end();
-    let tree = store.tree(&store.import(&archive).unwrap());
+        .end()
+}
+
+#[test]
+fn everything_a_file_system_has_arrives() {
+    let store = Store::new();
+    let long = format!("d/{}/{}", "n".repeat(200), "m".repeat(150));
+    let tree = store.tree(&store.import(&everything(&long)).unwrap());
     let look = |path: &str| fs::symlink_metadata(tree.join(path)).unwrap();
 
     assert_eq!(look("").permissions().mode() & 0o7777, 0o711);
