@@ -102,7 +102,7 @@ impl Daemon {
             crate::blocking::run(move || Storage::open(&config)).await?
         };
         let volumes = Volumes::new(registry.clone(), storage.clone());
-        let networks = Networks::new(&config.run_dir, config.networks.clone())?;
+        let networks = Networks::new(config.networks.clone())?;
         let peers = Peers::open(PeerSettings::of(&config), Arc::new(registry.clone())).await?;
         let parts = Parts {
             registry: registry.clone(),
@@ -154,6 +154,8 @@ fn make_directories(paths: &Paths) -> Result<(), OpenError> {
         (paths.run_dir().to_owned(), 0o711),
         (paths.runc_root(), 0o700),
         (paths.criu_path(), 0o700),
+        (paths.live(), 0o711),
+        (paths.migrations(), 0o700),
     ];
     for (path, mode) in directories {
         let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&path);

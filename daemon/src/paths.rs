@@ -46,10 +46,22 @@ impl Paths {
         self.state_dir.join("containers")
     }
 
+    /// The directory of what lives as long as a container runs.
+    #[must_use]
+    pub fn live(&self) -> PathBuf {
+        self.run_dir.join("containers")
+    }
+
+    /// The directory of the stagings of migrations.
+    #[must_use]
+    pub fn migrations(&self) -> PathBuf {
+        self.run_dir.join("migrations")
+    }
+
     /// A migration's images, logs and sockets.
     #[must_use]
     pub fn migration(&self, id: &MigrationId) -> PathBuf {
-        self.run_dir.join("migrations").join(id.to_string())
+        self.migrations().join(id.to_string())
     }
 
     /// `--root` of the OCI runtime.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{BarrierStage, Operation, Relay, RelayError, RestoreError};
+use tranship_checkpoint::criu::{Operation, Relay, RelayError, RestoreError};
 use tranship_migrate::deadlines::{IMAGES, REPLY, SYNC};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Verdict};
@@ -174,14 +174,11 @@ impl LocalDestination {
         let deadline = Instant::now() + IMAGES;
         relay.wait_request(deadline).await.map_err(failed)?;
         relay.release_request().await.map_err(failed)?;
-        loop {
-            let barrier = relay.wait_barrier(deadline).await.map_err(failed)?;
-            if barrier.stage == BarrierStage::PostRestore {
-                return Ok(stages(&barrier.stages));
-            }
-            self.attach(barrier.pid).await?;
-            relay.release().await.map_err(failed)?;
-        }
+        let pid = relay.wait_namespaces(deadline).await.map_err(failed)?;
+        self.attach(pid).await?;
+        relay.continue_namespaces().await.map_err(failed)?;
+        let barrier = relay.wait_barrier(deadline).await.map_err(failed)?;
+        Ok(stages(&barrier.stages))
     }
 }
 
