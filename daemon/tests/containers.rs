@@ -1,5 +1,7 @@
 //! Containers through the daemon's socket, with the real runtime, storage driver and registry. Needs root.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
+
 mod common;
 
 use std::time::Duration;

@@ -3,8 +3,9 @@
 //! The file lets in root, the group and the users of `allowed_uids`. The credentials of each connection are checked as
 //! well, because a mode can be changed by anybody who tidies up.
 
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -82,7 +83,9 @@ pub async fn listen(config: &Config) -> Result<ReceiverStream<io::Result<UnixStr
         }
     };
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed("make the directory of"))?;
+        // Those who may use the socket need not see what else is there.
+        let made = DirBuilder::new().recursive(true).mode(0o711).create(parent);
+        made.map_err(failed("make the directory of"))?;
     }
     make_room(path).await?;
     let listener = UnixListener::bind(path).map_err(failed("bind"))?;

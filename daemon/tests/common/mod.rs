@@ -1,7 +1,6 @@
 //! A daemon of a test's own: real everything, in directories and a cgroup that nobody else uses.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +36,12 @@ impl Home {
         let dir = Path::new("/var/tmp").join(&name);
         std::fs::create_dir_all(dir.join("run")).unwrap();
         mount("tmpfs", &dir.join("run"));
+        let libexec = dir.join("libexec");
+        std::fs::create_dir(&libexec).unwrap();
+        let monitor = env!("CARGO_BIN_EXE_tranship-monitor");
+        std::os::unix::fs::symlink(monitor, libexec.join("tranship-monitor")).unwrap();
+        // Nothing is checkpointed here: whoever tried would hear of it.
+        std::os::unix::fs::symlink("/bin/false", libexec.join("tranship-criu")).unwrap();
         Self {
             dir,
             cgroup: format!("/{name}"),
@@ -44,14 +49,10 @@ impl Home {
     }
 
     pub fn config(&self) -> Config {
-        let programs = Path::new(env!("CARGO_BIN_EXE_tranship-monitor"))
-            .parent()
-            .unwrap();
         let text = format!(
-            "name = 'a'\nstate_dir = '{0}/state'\nrun_dir = '{0}/run'\ncgroup_parent = '{1}'\nlibexec_dir = '{2}'\n",
+            "name = 'a'\nstate_dir = '{0}/state'\nrun_dir = '{0}/run'\ncgroup_parent = '{1}'\nlibexec_dir = '{0}/libexec'\n",
             self.dir.display(),
             self.cgroup,
-            programs.display()
         );
         Config::parse(Path::new("test.toml"), &text).unwrap()
     }
@@ -133,7 +134,10 @@ impl Running {
             let connections = api::listen(&daemon.config).await.unwrap();
             let service = TranshipServer::new(api::Api::new(daemon.clone(), Conductor::new(daemon)));
             let server = Server::builder().add_service(service);
-            server.serve_with_incoming_shutdown(connections, stop.cancelled_owned()).await.unwrap();
+            server
+                .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
+                .await
+                .unwrap();
         });
         Self {
             client: connect(&socket).await,
@@ -191,47 +195,63 @@ pub async fn import_busybox(client: &mut Client) -> Image {
 }
 
 fn busybox_tar() -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut directory = |tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, owner: u64| {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Directory);
-        header.set_mode(mode);
-        header.set_uid(owner);
-        header.set_gid(owner);
-        header.set_size(0);
-        tar.append_data(&mut header, path, std::io::empty()).unwrap();
-    };
+    let mut tar = Archive::default();
     for path in ["bin", "etc", "proc", "sys", "dev", "root", "var"] {
-        directory(&mut tar, path, 0o755, 0);
+        tar.add(tar::EntryType::Directory, path, 0o755, 0, b"");
     }
-    directory(&mut tar, "tmp", 0o1777, 0);
-    directory(&mut tar, "var/db", 0o700, 70);
-    let mut file = |path: &str, mode: u32, bytes: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(mode);
-        header.set_size(bytes.len() as u64);
-        tar.append_data(&mut header, path, bytes).unwrap();
-    };
-    file("bin/busybox", 0o755, &std::fs::read("/bin/busybox").unwrap());
-    file(
+    tar.add(tar::EntryType::Directory, "tmp", 0o1777, 0, b"");
+    tar.add(tar::EntryType::Directory, "var/db", 0o700, 70, b"");
+    tar.file("bin/busybox", 0o755, 0, &std::fs::read("/bin/busybox").unwrap());
+    tar.file(
         "etc/passwd",
         0o644,
+        0,
         b"root:x:0:0::/root:/bin/sh\ndb:x:70:70::/var/db:/bin/sh\n",
     );
-    file("etc/group", 0o644, b"root:x:0:\ndb:x:70:\n");
-    file("var/db/seed", 0o600, b"from the image\n");
+    tar.file("etc/group", 0o644, 0, b"root:x:0:\ndb:x:70:\n");
+    tar.file("var/db/seed", 0o600, 70, b"from the image\n");
     for applet in [
         "sh", "sleep", "cat", "echo", "id", "ls", "stat", "test", "kill", "hostname", "touch",
     ] {
+        tar.link(&format!("bin/{applet}"), "busybox");
+    }
+    tar.0.into_inner().unwrap()
+}
+
+struct Archive(tar::Builder<Vec<u8>>);
+
+impl Default for Archive {
+    fn default() -> Self {
+        Self(tar::Builder::new(Vec::new()))
+    }
+}
+
+impl Archive {
+    fn header(kind: tar::EntryType, mode: u32, owner: u64, bytes: &[u8]) -> tar::Header {
         let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
-        tar.append_link(&mut header, format!("bin/{applet}"), "busybox")
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(owner);
+        header.set_gid(owner);
+        header.set_mtime(1_000_000_000);
+        header.set_size(bytes.len() as u64);
+        header
+    }
+
+    fn add(&mut self, kind: tar::EntryType, path: &str, mode: u32, owner: u64, bytes: &[u8]) {
+        self.0
+            .append_data(&mut Self::header(kind, mode, owner, bytes), path, bytes)
             .unwrap();
     }
-    let mut bytes = tar.into_inner().unwrap();
-    bytes.flush().unwrap();
-    bytes
+
+    fn file(&mut self, path: &str, mode: u32, owner: u64, bytes: &[u8]) {
+        self.add(tar::EntryType::Regular, path, mode, owner, bytes);
+    }
+
+    fn link(&mut self, path: &str, target: &str) {
+        let mut header = Self::header(tar::EntryType::Symlink, 0o777, 0, b"");
+        self.0.append_link(&mut header, path, target).unwrap();
+    }
 }
 
 /// A container of busybox that runs `script`.
