@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,10 @@ fn options(pool: PoolKind) -> Options {
         force: true,
         ..Options::default()
     }
+}
+
+fn own_layout() -> Result<Layout> {
+    Layout::new(&Options::default().dir)
 }
 
 #[test]
@@ -63,12 +66,12 @@ fn a_shaped_link_is_as_slow_as_it_should_be() -> Result<()> {
 #[test]
 fn nothing_is_left_of_a_testbed_with_frozen_processes_and_loop_devices() -> Result<()> {
     let _turn = TURN.lock();
-    Testbed::take_down(&Layout::new(Path::new(layout::DEFAULT_DIR))?)?;
+    Testbed::take_down(&own_layout()?)?;
     for pool in [PoolKind::Dir, PoolKind::Btrfs, PoolKind::Xfs] {
         let before = machine()?;
         let bed = Testbed::up_without_daemons(&options(pool))?;
         let a = bed.host("a")?;
-        a.run("sh", ["-c", FREEZE])?;
+        a.run("sh", ["-c", FREEZE, &a.layout.cgroup()])?;
         ensure!(machine()? != before, "the testbed is not there");
         bed.down()?;
         let after = machine()?;
@@ -79,20 +82,21 @@ fn nothing_is_left_of_a_testbed_with_frozen_processes_and_loop_devices() -> Resu
         );
     }
     // Nothing is left to take down, and that is fine too.
-    Testbed::take_down(&Layout::new(Path::new(layout::DEFAULT_DIR))?)
+    Testbed::take_down(&own_layout()?)
 }
 
 /// A process in a frozen cgroup, on either version.
 const FREEZE: &str = "
     cd /sys/fs/cgroup
     [ ! -d freezer ] || cd freezer
-    mkdir -p tranship-tb/a/x
+    mkdir -p \"$0\"/a/x
+    cd \"$0\"/a/x
     setsid sleep 600 </dev/null >/dev/null 2>&1 &
-    echo $! >tranship-tb/a/x/cgroup.procs
-    if [ -e tranship-tb/a/x/freezer.state ]; then
-        echo FROZEN >tranship-tb/a/x/freezer.state
+    echo $! >cgroup.procs
+    if [ -e freezer.state ]; then
+        echo FROZEN >freezer.state
     else
-        echo 1 >tranship-tb/a/x/cgroup.freeze
+        echo 1 >cgroup.freeze
     fi
 ";
 
@@ -176,11 +180,14 @@ fn megabyte(bed: &Testbed) -> Result<f64> {
 /// Mounts, links, loop devices, cgroups and files of the machine that a testbed could leave.
 fn machine() -> Result<BTreeSet<String>> {
     let mut lines = BTreeSet::new();
+    let layout = own_layout()?;
+    let disks = layout.disks();
+    let disks = disks.to_string_lossy();
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     lines.extend(
         mounts
             .lines()
-            .filter(|line| line.contains("tranship-t"))
+            .filter(|line| line.contains(&*disks))
             .map(str::to_owned),
     );
     let links = command::succeed(&mut command::command("ip", ["-br", "link"]), command::SHORT)?.text();
@@ -198,10 +205,9 @@ fn machine() -> Result<BTreeSet<String>> {
         devices
             .text()
             .lines()
-            .filter(|line| line.contains("tranship"))
+            .filter(|line| line.contains(&*disks))
             .map(str::to_owned),
     );
-    let layout = Layout::new(Path::new(layout::DEFAULT_DIR))?;
     lines.extend(tranship_tests::testbed::teardown::traces(&layout)?);
     Ok(lines)
 }

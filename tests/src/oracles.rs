@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::command;
-use crate::testbed::layout::CGROUP_PARENT;
 use crate::testbed::{Host, Testbed};
 
 /// How deep a host's disk is looked into: below are the contents of layers and volumes.
@@ -142,7 +141,7 @@ fn cgroups(host: &Host) -> Vec<String> {
             .map(|entry| entry.path()),
     );
     for root in roots {
-        let own = root.join(CGROUP_PARENT).join(host.name());
+        let own = root.join(host.layout.cgroup()).join(host.name());
         found.extend(
             folders_below(&own)
                 .into_iter()

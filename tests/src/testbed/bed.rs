@@ -21,7 +21,7 @@ pub struct Options {
     pub link: Option<String>,
     /// File system below the storage drivers.
     pub pool: PoolKind,
-    /// The testbed's directory.
+    /// The testbed's directory: TB_DIR, or the usual one.
     pub dir: PathBuf,
     /// Take down a testbed that an earlier run left there.
     #[serde(skip)]
@@ -33,7 +33,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let dir = PathBuf::from(layout::DEFAULT_DIR);
+        let dir = std::env::var_os("TB_DIR").map_or_else(|| layout::DEFAULT_DIR.into(), PathBuf::from);
         Self {
             hosts: 2,
             link: None,

@@ -15,8 +15,8 @@ pub const DEFAULT_DIR: &str = "/run/tranship-testbed";
 /// Folder of the hosts' disks: kept across reboots and never a tmpfs on Debian.
 pub const DISK_PARENT: &str = "/var/tmp";
 
-/// Cgroup that holds those of the hosts, in every hierarchy.
-pub const CGROUP_PARENT: &str = "tranship-tb";
+/// Cgroup that holds those of the hosts, in every hierarchy: of the testbed in the default place.
+const CGROUP: &str = "tranship-tb";
 
 /// The namespace that holds the underlay's bridge.
 pub const UNDERLAY: &str = "net";
@@ -100,8 +100,21 @@ impl Layout {
     /// The disks of all hosts.
     #[must_use]
     pub fn disks(&self) -> PathBuf {
-        let name = self.dir.to_string_lossy().trim_matches('/').replace('/', "-");
-        Path::new(DISK_PARENT).join(name)
+        Path::new(DISK_PARENT).join(self.flat_name())
+    }
+
+    /// Name of the cgroup that holds those of the hosts, in every hierarchy.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        if self.dir == Path::new(DEFAULT_DIR) {
+            return CGROUP.to_owned();
+        }
+        format!("{CGROUP}-{}", self.flat_name())
+    }
+
+    /// The directory's path as one name: testbeds in different places share nothing.
+    fn flat_name(&self) -> String {
+        self.dir.to_string_lossy().trim_matches('/').replace('/', "-")
     }
 
     /// One host's disk.
@@ -175,7 +188,7 @@ pub fn daemon_config(layout: &Layout, host: &str, hosts: u8) -> Result<String> {
         r#"name = "{host}"
 state_dir = "{state_dir}"
 run_dir = "/run/tranship"
-cgroup_parent = "/{CGROUP_PARENT}/{host}"
+cgroup_parent = "/{cgroup}/{host}"
 
 [peer]
 listen = "{own}:{PEER_PORT}"
@@ -193,6 +206,7 @@ range = "{first}-{last}"
 "#,
         state_dir = state_dir.display(),
         pool = pool.display(),
+        cgroup = layout.cgroup(),
     ))
 }
 
@@ -220,6 +234,14 @@ mod tests {
             (first.to_string(), last.to_string()),
             ("10.77.0.100".into(), "10.77.0.149".into())
         );
+    }
+
+    #[test]
+    fn testbeds_in_two_places_share_neither_cgroup_nor_disk() {
+        let [one, other] = [DEFAULT_DIR, "/run/other"].map(|dir| Layout::new(Path::new(dir)).unwrap());
+        assert_eq!(one.cgroup(), "tranship-tb");
+        assert_ne!(one.cgroup(), other.cgroup());
+        assert_ne!(one.disks(), other.disks());
     }
 
     #[test]

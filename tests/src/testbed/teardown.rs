@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::holder::Holder;
-use super::layout::{CGROUP_PARENT, Layout};
+use super::layout::Layout;
 use super::pool;
 use crate::command;
 
@@ -40,7 +40,7 @@ pub fn traces(layout: &Layout) -> Result<Vec<String>> {
             .map(|path| format!("{} exists", path.display())),
     );
     traces.extend(
-        cgroup_roots()
+        cgroup_roots(layout)
             .iter()
             .map(|path| format!("{} exists", path.display())),
     );
@@ -51,7 +51,7 @@ pub fn traces(layout: &Layout) -> Result<Vec<String>> {
 #[must_use]
 pub fn remove_all(layout: &Layout) -> Vec<String> {
     let mut left = Vec::new();
-    let roots = cgroup_roots();
+    let roots = cgroup_roots(layout);
     for root in &roots {
         thaw(root);
     }
@@ -73,7 +73,7 @@ pub fn remove_all(layout: &Layout) -> Vec<String> {
 }
 
 /// The testbed's cgroup in each hierarchy that has it.
-fn cgroup_roots() -> Vec<PathBuf> {
+fn cgroup_roots(layout: &Layout) -> Vec<PathBuf> {
     let mut parents = vec![PathBuf::from(CGROUPS)];
     let entries = fs::read_dir(CGROUPS).into_iter().flatten().flatten();
     // Hierarchies of v1 are folders, or links to the folder that holds two of them.
@@ -84,7 +84,7 @@ fn cgroup_roots() -> Vec<PathBuf> {
     );
     parents
         .into_iter()
-        .map(|parent| parent.join(CGROUP_PARENT))
+        .map(|parent| parent.join(layout.cgroup()))
         .filter(|path| path.is_dir())
         .collect()
 }

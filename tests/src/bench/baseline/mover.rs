@@ -12,7 +12,7 @@ use super::steps::{self, Told};
 use crate::bench::subject::{Moved, Subject};
 use crate::bench::{machine, timed};
 use crate::images::{self, REDIS_PORT};
-use crate::testbed::layout::{self, CGROUP_PARENT};
+use crate::testbed::layout;
 use crate::testbed::{Host, Testbed};
 
 /// Outside of the ranges that the hosts hand out.
@@ -130,7 +130,7 @@ fn write_config(host: &Host, seccomp: Option<Value>) -> Result<()> {
         volume: &volume.to_string_lossy(),
         netns: "/run/netns/be-redis",
         // Beside those of the host's daemon, which does not know it; the testbed takes it down.
-        cgroup: &format!("/{CGROUP_PARENT}/be-{}/redis", host.name()),
+        cgroup: &format!("/{}/be-{}/redis", host.layout.cgroup(), host.name()),
     };
     let path = host.path(RUN).join("bundle/config.json");
     let text = serde_json::to_vec_pretty(&config(places, seccomp))?;
