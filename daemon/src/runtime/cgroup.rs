@@ -90,7 +90,7 @@ impl Cgroup {
     /// Moves the calling process into it, where service managers look for the processes of a service.
     pub(crate) fn enter(&self) -> io::Result<()> {
         let directory = self.directory("systemd");
-        if directory.parent().is_none_or(|parent| !parent.starts_with(ROOT)) || !self.hierarchy_exists() {
+        if !self.hierarchy_exists() {
             return Ok(());
         }
         fs::create_dir_all(&directory)?;
@@ -116,6 +116,24 @@ impl Cgroup {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Removes its directories in every hierarchy, where there are any: what is left when runc was ended in the middle.
+    pub(crate) fn remove_everywhere(&self) -> io::Result<()> {
+        let root = Path::new(ROOT);
+        let mut directories = vec![root.join(&self.path)];
+        for hierarchy in fs::read_dir(root)? {
+            directories.push(hierarchy?.path().join(&self.path));
+        }
+        for directory in directories {
+            match fs::remove_dir(&directory) {
+                Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn hierarchy_exists(&self) -> bool {

@@ -77,6 +77,12 @@ impl ContainerPaths {
         self.bundle.join("monitor.json")
     }
 
+    /// What runc warned of; the container's own standard error stays free of it.
+    #[must_use]
+    pub fn runc_log(&self) -> PathBuf {
+        self.bundle.join("runc.log")
+    }
+
     /// What went wrong in the monitor after nobody was listening to it any more.
     #[must_use]
     pub fn monitor_log(&self) -> PathBuf {

@@ -89,7 +89,7 @@ impl Runtime {
         arguments: &[&str],
         paths: &ContainerPaths,
     ) -> Result<Output, RuncError> {
-        let mut runc = self.command(command);
+        let mut runc = self.command(command, paths);
         if command == "delete" {
             runc.args(arguments).arg(paths.id.as_str());
         } else {
@@ -121,13 +121,16 @@ impl Runtime {
         }
     }
 
-    /// `runc --root ROOT COMMAND`, with nothing of the daemon's environment but where programs are.
-    pub(super) fn command(&self, command: &str) -> Command {
+    /// `runc --root ROOT --log LOG COMMAND`, with nothing of the daemon's environment but where programs are. With a log of
+    /// its own runc says on standard error only why it failed.
+    pub(super) fn command(&self, command: &str, paths: &ContainerPaths) -> Command {
         let mut runc = Command::new(&self.runc);
         runc.env_clear()
             .env("PATH", self.search_path())
             .arg("--root")
             .arg(&self.runc_root)
+            .arg("--log")
+            .arg(paths.runc_log())
             .arg(command);
         runc
     }

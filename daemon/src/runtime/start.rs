@@ -292,7 +292,9 @@ impl Reports {
     async fn closed(&mut self) {
         let mut rest = Vec::new();
         let mut bounded = (&mut self.lines).take(MAX_REPORT_BYTES);
-        tokio::time::timeout(END_DEADLINE, bounded.read_to_end(&mut rest)).await.ok();
+        tokio::time::timeout(END_DEADLINE, bounded.read_to_end(&mut rest))
+            .await
+            .ok();
     }
 
     fn garbage(&self, text: &str) -> StartError {

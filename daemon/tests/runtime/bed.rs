@@ -172,6 +172,55 @@ impl Bed {
         serde_json::from_slice(&fs::read(self.paths.monitor()).unwrap()).unwrap()
     }
 
+    /// Has runc find CRIU without the daemon's relay, and CRIU leave the firewall alone.
+    pub fn use_criu(&self) {
+        let own = Path::new("/opt/tranship/criu/sbin/criu");
+        let criu = if own.exists() {
+            own
+        } else {
+            Path::new("/usr/sbin/criu")
+        };
+        symlink(criu, self.runtime.criu_path_dir.join("criu")).unwrap();
+        let options = self.place.join("criu.conf");
+        fs::write(&options, "network-lock skip\nmanage-cgroups ignore\n").unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&fs::read(self.paths.config()).unwrap()).unwrap();
+        config["annotations"]["org.criu.config"] = options.to_str().unwrap().into();
+        fs::write(self.paths.config(), config.to_string()).unwrap();
+    }
+
+    /// A directory for images.
+    pub fn images(&self) -> PathBuf {
+        let images = self.place.join("images");
+        fs::create_dir_all(&images).unwrap();
+        images
+    }
+
+    /// Dumps the container and ends it.
+    pub fn dump(&self) -> PathBuf {
+        let images = self.images();
+        let own_path = std::env::var("PATH").unwrap();
+        let output = std::process::Command::new("runc")
+            .env(
+                "PATH",
+                format!("{}:{own_path}", self.runtime.criu_path_dir.display()),
+            )
+            .arg("--root")
+            .arg(&self.runtime.runc_root)
+            .arg("checkpoint")
+            .arg("--image-path")
+            .arg(&images)
+            .arg("--work-path")
+            .arg(&images)
+            .arg(self.paths.id.as_str())
+            .output()
+            .unwrap();
+        let log = fs::read_to_string(images.join("dump.log")).unwrap_or_default();
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains("Error")).collect();
+        assert!(output.status.success(), "{output:?}\n{errors:#?}");
+        images
+    }
+
     /// Nothing of the container is left: no process, no mount, no cgroup, none of runc's state. That the cgroups' parent can
     /// be removed says that nothing was in it.
     pub fn assert_nothing_is_left(&self) {

@@ -56,7 +56,7 @@ impl Runtime {
             .map_err(plumbing("make a directory"))?;
         let process_file = files.path().join("process.json");
         fs::write(&process_file, process(paths, request)?).map_err(plumbing("write its description"))?;
-        let mut runc = self.command("exec");
+        let mut runc = self.command("exec", paths);
         runc.arg("--process")
             .arg(&process_file)
             .arg("--pid-file")

@@ -60,7 +60,7 @@ pub enum ExecOutput {
 /// A process inside a container.
 #[derive(Debug)]
 pub struct ExecSession {
-    /// To the process. Dropping it ends standard input.
+    /// To the process. Dropping it ends standard input, but not that of a terminal: only [`ExecInput::StdinEnd`] does.
     pub input: mpsc::Sender<ExecInput>,
     /// From the process; closed after [`ExecOutput::Exit`]. Dropping it kills the process.
     pub output: mpsc::Receiver<ExecOutput>,

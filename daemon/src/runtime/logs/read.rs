@@ -53,15 +53,9 @@ pub async fn read(
     } else {
         None
     };
+    // The monitor makes the log before anything runs.
     let Some(file) = open(paths, options).await? else {
-        if !options.follow {
-            return Ok(receiver);
-        }
-        // The monitor makes it before anything runs.
-        return Err(LogError::Read {
-            path: paths.log(),
-            source: io::ErrorKind::NotFound.into(),
-        });
+        return Ok(receiver);
     };
     let reader = Reader {
         paths: paths.clone(),

@@ -179,7 +179,7 @@ impl Events {
     }
 
     /// Waits for something, and takes it.
-    fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+    pub(super) fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         let deadline = [deadline, self.log.due()].into_iter().flatten().min();
         let mut watched = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         watched.extend(

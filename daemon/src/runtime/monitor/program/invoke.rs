@@ -77,7 +77,11 @@ impl<'a> Invocation<'a> {
 
     fn base(&self) -> Command {
         let mut runc = Command::new(&self.job.runc);
-        runc.arg("--root").arg(&self.job.runc_root).arg(self.command);
+        runc.arg("--root").arg(&self.job.runc_root);
+        // What it warns of must not become output of the container; why it fails is said on standard error as well.
+        runc.arg("--log")
+            .arg(self.job.bundle.join("runc.log"))
+            .arg(self.command);
         runc
     }
 }

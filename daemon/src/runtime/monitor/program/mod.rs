@@ -11,6 +11,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::super::cgroup::Cgroup;
 use super::job::{Action, Job, Report};
 use super::record::{ExitStatus, MonitorRecord, ProcessId, write_record};
@@ -35,6 +38,9 @@ pub fn run() -> ExitCode {
         }
     }
 }
+
+/// Between two looks at processes that are ending, or at their cgroup.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 struct Monitor {
     job: Job,
@@ -83,7 +89,8 @@ impl Monitor {
     }
 
     fn leave_cgroup(&self) {
-        complain("leave the cgroup", Cgroup::at(&self.job.monitor_cgroup).leave());
+        let own = Cgroup::at(&self.job.monitor_cgroup);
+        complain("leave the cgroup", patiently(|| own.leave()));
     }
 
     /// Until the container runs.
@@ -201,14 +208,40 @@ impl Monitor {
         );
     }
 
-    /// Removes what runc keeps of the container, and what is left of the container itself.
+    /// Ends what is left of the container, and removes what runc keeps of it. runc itself does the latter for a container that
+    /// it has brought up; one that was given up in the middle may be unknown to it and still have processes.
     fn remove(&mut self) {
         self.deadline = Instant::now() + invoke::DELETE_DEADLINE;
-        if !self.job.runc_root.join(self.job.id.as_str()).exists() {
-            return;
+        complain("end the container's processes", self.kill_all());
+        if self.job.runc_root.join(self.job.id.as_str()).exists() {
+            let deleted = self.call("delete").map_err(|failed| io::Error::other(failed.0));
+            complain("remove the container from runc", deleted);
         }
-        if let Err(failed) = self.call("delete") {
-            complain("remove the container from runc", Err(io::Error::other(failed.0)));
+        let cgroup = Cgroup::at(&self.job.cgroup);
+        complain(
+            "remove the container's cgroup",
+            patiently(|| cgroup.remove_everywhere()),
+        );
+    }
+
+    /// The container's processes, and what a runc that was given up has left us as children.
+    fn kill_all(&mut self) -> io::Result<()> {
+        let cgroup = Cgroup::at(&self.job.cgroup);
+        loop {
+            let children = setup::children()?;
+            if children.is_empty() && cgroup.processes()?.is_empty() {
+                return Ok(());
+            }
+            for child in children {
+                kill(Pid::from_raw(child), Signal::SIGKILL).ok();
+            }
+            cgroup.kill_all().map_err(|(_, error)| error)?;
+            let now = Instant::now();
+            if now >= self.deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "they do not end"));
+            }
+            // Children are there until they have been reaped.
+            self.events.turn(Some(now + LOOK_AGAIN))?;
         }
     }
 
@@ -232,6 +265,19 @@ fn report(report: &Report) {
 fn complain(what: &str, done: io::Result<()>) {
     if let Err(error) = done {
         writeln!(io::stderr(), "{} cannot {what}: {error}", jiff::Timestamp::now()).ok();
+    }
+}
+
+/// Tries again while the kernel still takes apart a process that has been reaped already: its cgroup is busy until then.
+fn patiently(remove: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    let deadline = Instant::now() + DRAIN_DEADLINE;
+    loop {
+        match remove() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            removed => return removed,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! From a child of the daemon to a process of its own.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, Read};
 
 use super::super::super::cgroup::Cgroup;
@@ -48,4 +48,18 @@ pub(super) fn stop_reporting() {
         Ok(())
     });
     complain("close the pipe to the daemon", done);
+}
+
+/// Our children, those included that became ours when their parent ended.
+pub(super) fn children() -> io::Result<Vec<i32>> {
+    let me = nix::unistd::getpid();
+    let text = match fs::read_to_string(format!("/proc/{me}/task/{me}/children")) {
+        // A kernel without this file has no CRIU either, which is what could leave some.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        read => read?,
+    };
+    Ok(text
+        .split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect())
 }
