@@ -1,6 +1,6 @@
 //! One daemon per state directory: two would each take the other's containers for left-overs.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -45,11 +45,7 @@ impl StateLock {
             path: path.clone(),
             source,
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(state_dir)
-            .map_err(failed)?;
+        make(state_dir).map_err(failed)?;
         let opened = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -64,6 +60,17 @@ impl StateLock {
             }),
             Err(error) => Err(failed(error.into())),
         }
+    }
+}
+
+/// Makes the directory for root alone; what leads to it is for everybody.
+fn make(state_dir: &Path) -> io::Result<()> {
+    if let Some(parent) = state_dir.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(state_dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && state_dir.is_dir() => Ok(()),
+        made => made,
     }
 }
 

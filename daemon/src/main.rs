@@ -93,7 +93,6 @@ async fn live(config: Config) -> anyhow::Result<()> {
     tracing::info!(host = daemon.host_name(), socket = %socket.display(), "transhipd is ready");
     let api = Api::new(daemon.clone(), conductor.clone());
     let served = serve::serve(api, connections, &daemon.peers, Arc::new(conductor), shutdown).await;
-    notify::tell(Stage::Stopping);
     tracing::info!("transhipd has stopped; containers go on");
     Ok(served?)
 }
@@ -110,6 +109,7 @@ fn until_told() -> anyhow::Result<CancellationToken> {
     tokio::spawn(async move {
         any(&mut signals).await;
         tracing::info!("told to stop");
+        notify::tell(Stage::Stopping);
         told.cancel();
         any(&mut signals).await;
         std::process::exit(1);

@@ -40,7 +40,7 @@ pub enum SyncError {
     #[error("host {0} did not answer in time")]
     Silent(Name),
     /// It answered with an error, or closed the connection.
-    #[error("host {host} did not answer: {reason}")]
+    #[error("{reason}")]
     Refused {
         /// Which host.
         host: Name,
