@@ -3,6 +3,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Pause between two attempts to remove a cgroup whose last process is still being reaped.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Which of the two interfaces runc uses on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +45,7 @@ pub enum CgroupError {
     Io {
         /// The file.
         path: PathBuf,
-        /// `read` or `written`.
+        /// `read`, `written` or `removed`.
         action: &'static str,
         /// Why.
         source: io::Error,
@@ -165,6 +171,51 @@ pub fn children(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     Ok(directories.map(|entry| entry.path()).collect())
+}
+
+/// What is mounted strictly below a directory, deepest first.
+pub(crate) fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let mountinfo = read(Path::new("/proc/self/mountinfo"))?;
+    let mut found: Vec<PathBuf> = Mount::all(&mountinfo)
+        .map(|mount| PathBuf::from(mount.target))
+        .filter(|target| target != directory && target.starts_with(directory))
+        .collect();
+    found.sort_unstable();
+    found.reverse();
+    Ok(found)
+}
+
+/// Removes `cgroup` and what is below it from every hierarchy, waiting for processes that are on their way out.
+pub async fn remove(cgroup: &str, deadline: Instant) -> Result<(), CgroupError> {
+    for directory in all_directories(cgroup)? {
+        loop {
+            match remove_tree(&directory) {
+                Err(CgroupError::Io { source, .. }) if busy(&source) && Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                other => break other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
+    for child in children(directory)? {
+        remove_tree(&child)?;
+    }
+    match fs::remove_dir(directory) {
+        Err(source) if !gone(&source) => Err(CgroupError::Io {
+            path: directory.to_owned(),
+            action: "removed",
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn busy(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBUSY)
 }
 
 /// Bytes of memory that are charged to a container's cgroup.

@@ -234,7 +234,13 @@ mod tests {
         fn drop(&mut self) {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            let _ = std::fs::remove_dir(&self.directory);
+            // The shell's own child may outlive it by some milliseconds.
+            for _ in 0..500 {
+                if std::fs::remove_dir(&self.directory).is_ok() || !self.directory.exists() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 

@@ -7,9 +7,9 @@ mod support;
 use std::fs;
 use std::time::Duration;
 
-use support::{Side, criu, loopback_up, soon, wait_until};
+use support::{Side, criu, end_of, loopback_up, soon, wait_until};
 use tranship_checkpoint::criu::{
-    BarrierStage, Dump, DumpError, Operation, Relay, RelayError, RestoreError, dump,
+    BarrierStage, Dump, DumpError, Operation, Relay, RelayError, RestoreError, discard, dump,
 };
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::process_tree;
@@ -97,7 +97,7 @@ async fn a_container_is_held_at_every_barrier_and_goes_on_at_the_other_side() {
 /// Restores with a stop at each barrier; returns the root task.
 async fn restore(target: &Side) -> i32 {
     let mut relay = Relay::bind(&target.path("relay"), &criu(), Operation::Restore).unwrap();
-    let mut runc = target.start_restore(relay.environment());
+    let runc = target.start_restore(relay.environment());
     let seen = relay.wait_request(soon(60)).await.unwrap();
     assert_eq!((seen.operation, seen.pid), (Operation::Restore, None));
     assert!(
@@ -121,7 +121,7 @@ async fn restore(target: &Side) -> i32 {
         RestoreError::explain(&target.path("work"), Some(&finished))
     );
     assert!(
-        runc.wait().unwrap().success(),
+        end_of(runc).success(),
         "{:?}",
         fs::read_to_string(target.path("output"))
     );
@@ -145,13 +145,13 @@ async fn a_daemon_that_goes_away_at_the_end_of_a_dump_leaves_a_frozen_container_
     let side = source();
     let freezer = Freezer::of_cgroup(&side.cgroup).unwrap();
     let mut relay = Relay::bind(&side.path("relay"), &criu(), Operation::Dump).unwrap();
-    let mut runc = side.start_dump(relay.environment());
+    let runc = side.start_dump(relay.environment());
     relay.wait_request(soon(60)).await.unwrap();
     freezer.freeze(soon(5)).await.unwrap();
     relay.release_request().await.unwrap();
     relay.wait_barrier(soon(60)).await.unwrap();
     drop(relay);
-    assert!(!runc.wait().unwrap().success(), "an abandoned dump has succeeded");
+    assert!(!end_of(runc).success(), "an abandoned dump has succeeded");
     assert!(freezer.is_frozen().unwrap());
     assert_stands_still(&side);
     process_tree::verify_untouched(&side.cgroup).unwrap();
@@ -209,7 +209,7 @@ async fn a_criu_that_is_killed_at_the_barrier_does_not_let_the_container_run() {
     let side = source();
     let freezer = Freezer::of_cgroup(&side.cgroup).unwrap();
     let mut relay = Relay::bind(&side.path("relay"), &criu(), Operation::Dump).unwrap();
-    let mut runc = side.start_dump(relay.environment());
+    let runc = side.start_dump(relay.environment());
     let seen = relay.wait_request(soon(60)).await.unwrap();
     freezer.freeze(soon(5)).await.unwrap();
     relay.release_request().await.unwrap();
@@ -219,8 +219,7 @@ async fn a_criu_that_is_killed_at_the_barrier_does_not_let_the_container_run() {
         process_tree::verify_untouched(&side.cgroup),
         Err(process_tree::TreeError::Touched { .. })
     ));
-    let pid = rustix::process::Pid::from_raw(seen.criu_pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill(seen.criu_pid);
     let error = relay.wait_barrier(soon(10)).await.unwrap_err();
     let RelayError::Ended { finished, .. } = &error else {
         panic!("{error}")
@@ -229,7 +228,7 @@ async fn a_criu_that_is_killed_at_the_barrier_does_not_let_the_container_run() {
         (finished.success, finished.exit.as_str()),
         (false, "killed by signal 9")
     );
-    assert!(!runc.wait().unwrap().success());
+    assert!(!end_of(runc).success());
     assert!(freezer.is_frozen().unwrap());
     assert_stands_still(&side);
     let error = process_tree::verify_untouched(&side.cgroup).unwrap_err();
@@ -247,41 +246,88 @@ enum At {
     PostRestore,
 }
 
+/// How it is given up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum How {
+    Abort,
+    ConnectionLost,
+    RuncKilled,
+    RelayKilled,
+    CriuKilled,
+}
+
 #[tokio::test]
 async fn a_restore_that_is_given_up_leaves_nothing_and_can_be_tried_again() {
     let source = dumped().await;
     let target = Side::beside(&source);
     for at in [At::Request, At::Namespaces, At::PostRestore] {
-        for lost in [false, true] {
-            give_up_restore(&target, at, lost).await;
+        for how in [How::Abort, How::ConnectionLost] {
+            give_up_restore(&target, at, how).await;
             target.delete();
-            assert_nothing_left(&target, &format!("{at:?}, connection lost: {lost}"));
+            assert_nothing_left(&target, &format!("{at:?}, {how:?}"));
         }
     }
     restore(&target).await;
     assert_goes_on(&target);
 }
 
-async fn give_up_restore(target: &Side, at: At, lost: bool) {
+#[tokio::test]
+async fn a_restore_whose_programs_are_killed_can_be_discarded_and_tried_again() {
+    let source = dumped().await;
+    let target = Side::beside(&source);
+    for at in [At::Request, At::Namespaces, At::PostRestore] {
+        for how in [How::RuncKilled, How::RelayKilled, How::CriuKilled] {
+            give_up_restore(&target, at, how).await;
+            discard(&target.to_discard(), soon(10)).await.unwrap();
+            assert_nothing_left(&target, &format!("{at:?}, {how:?}"));
+            assert!(
+                target.path("rootfs/bin/busybox").exists(),
+                "{at:?}, {how:?}: the rootfs is gone"
+            );
+            discard(&target.to_discard(), soon(10)).await.unwrap();
+        }
+    }
+    restore(&target).await;
+    assert_goes_on(&target);
+}
+
+async fn give_up_restore(target: &Side, at: At, how: How) {
     let mut relay = Relay::bind(&target.path("relay"), &criu(), Operation::Restore).unwrap();
-    let mut runc = target.start_restore(relay.environment());
-    relay.wait_request(soon(60)).await.unwrap();
+    let runc = target.start_restore(relay.environment());
+    let seen = relay.wait_request(soon(60)).await.unwrap();
     if at != At::Request {
         relay.release_request().await.unwrap();
         loopback_up(relay.wait_namespaces(soon(60)).await.unwrap());
     }
     if at == At::PostRestore {
         relay.continue_namespaces().await.unwrap();
-        relay.wait_barrier(soon(60)).await.unwrap();
+        let held = relay.wait_barrier(soon(60)).await;
+        assert!(
+            held.is_ok(),
+            "{at:?} {how:?}: {held:?} {}",
+            RestoreError::explain(&target.path("work"), None)
+        );
     }
-    if lost {
-        drop(relay);
-    } else {
-        relay.abort().await.unwrap();
-        assert!(!relay.wait_finished(soon(60)).await.unwrap().success);
+    match how {
+        How::Abort => {
+            relay.abort().await.unwrap();
+            assert!(!relay.wait_finished(soon(60)).await.unwrap().success);
+        }
+        How::ConnectionLost => drop(relay),
+        How::RuncKilled => kill(i32::try_from(runc.id()).unwrap()),
+        How::RelayKilled => kill(seen.relay_pid),
+        How::CriuKilled => kill(seen.criu_pid),
     }
-    assert!(!runc.wait().unwrap().success(), "{at:?}");
+    assert!(!end_of(runc).success(), "{at:?} {how:?}");
     assert_stands_still(target);
+}
+
+fn kill(pid: i32) {
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
 }
 
 fn assert_nothing_left(side: &Side, when: &str) {
@@ -310,7 +356,7 @@ async fn a_restore_that_cannot_work_says_why() {
     let target = Side::beside(&source);
     fs::remove_file(target.path("vol/work.sh")).unwrap();
     let mut relay = Relay::bind(&target.path("relay"), &criu(), Operation::Restore).unwrap();
-    let mut runc = target.start_restore(relay.environment());
+    let runc = target.start_restore(relay.environment());
     relay.wait_request(soon(60)).await.unwrap();
     relay.release_request().await.unwrap();
     loopback_up(relay.wait_namespaces(soon(60)).await.unwrap());
@@ -319,7 +365,7 @@ async fn a_restore_that_cannot_work_says_why() {
     let RelayError::Ended { finished, .. } = &error else {
         panic!("{error}")
     };
-    assert!(!runc.wait().unwrap().success());
+    assert!(!end_of(runc).success());
     let error = RestoreError::explain(&target.path("work"), Some(finished));
     assert!(error.lines.iter().any(|line| line.contains("work.sh")), "{error}");
     target.delete();

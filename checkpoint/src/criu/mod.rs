@@ -8,6 +8,7 @@
 //! the daemon has decided: the request itself, then `post-dump`, or `setup-namespaces` and `post-restore`.
 
 pub mod cpu;
+pub mod discard;
 pub mod dump;
 pub mod log;
 pub mod options;
@@ -20,6 +21,7 @@ pub mod rpc;
 pub mod wire;
 
 pub use cpu::{CpuMismatch, cpuinfo_check, cpuinfo_dump};
+pub use discard::{Discard, DiscardError, discard};
 pub use dump::{Dump, DumpError, DumpReport, DumpRequest, dump};
 pub use probe::{CriuInfo, ProbeError, probe};
 pub use relay::{Relay, RelayError};

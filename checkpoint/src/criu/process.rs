@@ -141,7 +141,7 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
         first.bytes = rpc::override_options(&first.bytes, &edits)?;
     }
     let (criu, child) = start(&settings.criu)?;
-    let mut session = Session::new(runc, criu, child);
+    let mut session = Session::new(runc, criu, child)?;
     if held {
         session.attach(DaemonLink::connect(socket)?, *operation);
     }

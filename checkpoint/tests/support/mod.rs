@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::dump::search_path;
-use tranship_checkpoint::criu::{DumpRequest, RestoreArguments};
+use tranship_checkpoint::criu::{Discard, DumpRequest, RestoreArguments};
 use tranship_proto::ids::ContainerId;
 
 /// The workload: a counter in a file, a deleted open file, and a TCP connection to itself that echoes the counter.
@@ -303,6 +303,16 @@ impl Side {
         tranship_checkpoint::cgroup::all_directories(&self.cgroup).unwrap()
     }
 
+    pub fn to_discard(&self) -> Discard {
+        Discard {
+            runc: "runc".into(),
+            runc_root: self.path("runc"),
+            container: self.id.clone(),
+            cgroup: self.cgroup.clone(),
+            rootfs: self.path("rootfs"),
+        }
+    }
+
     pub fn delete(&self) {
         let mut runc = self.runc();
         let _ = runc
@@ -332,6 +342,16 @@ impl Drop for Side {
             let _ = fs::remove_dir(directory);
         }
     }
+}
+
+/// How a program ended; one that does not end is a failure and not a test that hangs.
+pub fn end_of(mut program: Child) -> std::process::ExitStatus {
+    let mut status = None;
+    wait_until("the program ends", || {
+        status = program.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
 }
 
 fn number(path: &Path) -> u64 {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prost::Message;
 use rustix::net::{Shutdown, shutdown};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{DaemonLink, ProcessError, in_words, lost, passed_on};
 use crate::criu::packet::{self, Packet};
@@ -25,6 +26,8 @@ pub struct Session {
     runc: OwnedFd,
     criu: OwnedFd,
     child: Child,
+    /// CRIU's end, to poll for: its own children hold its socket open, so the socket alone does not tell.
+    ended: OwnedFd,
     daemon: Option<(DaemonLink, Operation)>,
     stages: Vec<StageTime>,
     /// The notification that runc has been shown and has not answered.
@@ -39,21 +42,27 @@ pub struct Session {
 enum Turn {
     Criu,
     Runc,
+    /// Nobody's: CRIU has ended.
+    Ended,
 }
 
 impl Session {
     /// A conversation that is only passed on.
-    pub fn new(runc: OwnedFd, criu: OwnedFd, child: Child) -> Self {
-        Self {
+    pub fn new(runc: OwnedFd, criu: OwnedFd, child: Child) -> Result<Self, ProcessError> {
+        let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+        let ended = ended.map_err(|errno| lost("criu", errno.into()))?;
+        let stages = Vec::new();
+        Ok(Self {
             runc,
             criu,
             child,
+            ended,
             daemon: None,
-            stages: Vec::new(),
+            stages,
             asked: None,
             root: None,
             outcome: None,
-        }
+        })
     }
 
     /// Lets the daemon decide at the operation's barriers.
@@ -142,6 +151,7 @@ impl Session {
                     self.note_answer(&packet)?;
                     self.to_runc(&packet);
                 }
+                Turn::Ended => return Ok(()),
                 Turn::Runc => {
                     let Some(packet) = packet::receive(&self.runc).map_err(|source| lost("runc", source))?
                     else {
@@ -164,21 +174,25 @@ impl Session {
 
     fn next_turn(&self) -> Result<Turn, ProcessError> {
         loop {
-            let mut both = [
+            let mut all = [
                 PollFd::new(self.criu.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.runc.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.ended.as_fd(), PollFlags::POLLIN),
             ];
             // CRIU and runc have deadlines of their own, and the end of either ends this wait.
-            match poll(&mut both, PollTimeout::NONE) {
+            match poll(&mut all, PollTimeout::NONE) {
                 Ok(_) => {}
                 Err(nix::errno::Errno::EINTR) => continue,
                 Err(errno) => return Err(lost("criu", errno.into())),
             }
-            if both[0].any() == Some(true) {
-                return Ok(Turn::Criu);
-            }
-            if both[1].any() == Some(true) {
-                return Ok(Turn::Runc);
+            // In this order: what CRIU said last comes before its end.
+            let turns = [Turn::Criu, Turn::Runc, Turn::Ended];
+            if let Some((turn, _)) = turns
+                .into_iter()
+                .zip(&all)
+                .find(|(_, ready)| ready.any() == Some(true))
+            {
+                return Ok(turn);
             }
         }
     }
@@ -253,6 +267,7 @@ impl Session {
                 PollFd::new(daemon.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.runc.as_fd(), PollFlags::empty()),
                 PollFd::new(self.criu.as_fd(), PollFlags::empty()),
+                PollFd::new(self.ended.as_fd(), PollFlags::POLLIN),
             ];
             match poll(&mut all, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
                 Ok(_) => {}
@@ -262,7 +277,7 @@ impl Session {
             if all[0].any() == Some(true) {
                 return Ok(daemon.decision());
             }
-            if all[1].any() == Some(true) || all[2].any() == Some(true) {
+            if all[1..].iter().any(|ready| ready.any() == Some(true)) {
                 return Ok(Decision::Abort);
             }
         }
