@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as its assertions do")]
 
 mod common;
+#[path = "containers/handover.rs"]
+mod handover;
 
 use std::time::Duration;
 

@@ -115,7 +115,7 @@ pub enum ContainerError {
         step: &'static str,
         /// Why.
         #[source]
-        source: PartError,
+        source: Box<PartError>,
         /// What became of what had been made.
         undo: Leftovers,
     },
@@ -138,7 +138,7 @@ pub enum ContainerError {
         step: &'static str,
         /// Why.
         #[source]
-        source: PartError,
+        source: Box<PartError>,
     },
     /// It does not end.
     #[error("container {name} did not end within {waited_s} s after SIGKILL; it is still {}", state_word(*state))]
@@ -315,10 +315,10 @@ mod tests {
         let error = ContainerError::Making {
             name: "web".into(),
             step: "mount the root file system",
-            source: PartError::HostPath {
+            source: Box::new(PartError::HostPath {
                 path: "/x".into(),
                 source: io::Error::from(io::ErrorKind::NotFound),
-            },
+            }),
             undo: Leftovers(vec![failure("remove the root file system")]),
         };
         let text = chain(&error);

@@ -79,7 +79,10 @@ impl Containers {
         let paths = self.paths(&record.id);
         let found = runtime::find(&paths).await;
         match found.map_err(|source| record_step(record, "find the processes", source))? {
-            runtime::Found::Starting => Ok(self.watch(&record.id)),
+            runtime::Found::Starting => {
+                self.watch(&record.id);
+                Ok(())
+            }
             runtime::Found::Running(life) => self.lives(record, life.pid, ContainerState::Running).await,
             runtime::Found::Paused(life) => self.lives(record, life.pid, ContainerState::Paused).await,
             runtime::Found::Exited(status) => self.ended(&record.id, &status).await,

@@ -330,7 +330,7 @@ impl Containers {
         ContainerError::Making {
             name: record.name.to_string(),
             step,
-            source,
+            source: Box::new(source),
             undo,
         }
     }

@@ -148,7 +148,7 @@ pub(super) fn record_step(
     ContainerError::Step {
         name: record.name.to_string(),
         step,
-        source: source.into(),
+        source: Box::new(source.into()),
     }
 }
 

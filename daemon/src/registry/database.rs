@@ -183,3 +183,50 @@ fn name_failure(table: &'static str, operation: &'static str, source: rusqlite::
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_read_or_written_after_a_failed_sync() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&dir.path().join("r.db")).unwrap();
+        let fail = |code| {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            registry.transaction::<(), _>("images", "try", move |_| Err(error))
+        };
+        assert!(matches!(
+            fail(ffi::SQLITE_FULL).await,
+            Err(RegistryError::Statement { .. })
+        ));
+        registry.images().list().await.unwrap();
+        assert!(matches!(
+            fail(ffi::SQLITE_IOERR_FSYNC).await,
+            Err(RegistryError::Statement { .. })
+        ));
+        let error = registry.images().list().await.unwrap_err();
+        assert!(error.to_string().contains("restart transhipd"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_failed_transaction_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&dir.path().join("r.db")).unwrap();
+        let half = |db: &Transaction<'_>| {
+            db.execute("INSERT INTO hosts VALUES ('b', 'x', 1, 0)", [])?;
+            db.execute("INSERT INTO nothing VALUES (1)", [])
+        };
+        registry.transaction("hosts", "try", half).await.unwrap_err();
+        let count = |db: &Transaction<'_>| db.query_row("SELECT count(*) FROM hosts", [], |row| row.get(0));
+        assert_eq!(
+            registry
+                .transaction::<i64, _>("hosts", "count", count)
+                .await
+                .unwrap(),
+            0
+        );
+    }
+}

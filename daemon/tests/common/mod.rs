@@ -117,6 +117,7 @@ fn mount(kind: &str, target: &Path) {
 pub struct Running {
     pub client: Client,
     pub recovered: Recovered,
+    pub daemon: Daemon,
     shutdown: CancellationToken,
     serving: JoinHandle<()>,
 }
@@ -129,10 +130,10 @@ impl Running {
             .await
             .unwrap_or_else(|error| panic!("{error:?}"));
         let shutdown = CancellationToken::new();
-        let stop = shutdown.clone();
+        let (stop, served) = (shutdown.clone(), daemon.clone());
         let serving = tokio::spawn(async move {
-            let connections = api::listen(&daemon.config).await.unwrap();
-            let service = TranshipServer::new(api::Api::new(daemon.clone(), Conductor::new(daemon)));
+            let connections = api::listen(&served.config).await.unwrap();
+            let service = TranshipServer::new(api::Api::new(served.clone(), Conductor::new(served)));
             let server = Server::builder().add_service(service);
             server
                 .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
@@ -142,6 +143,7 @@ impl Running {
         Self {
             client: connect(&socket).await,
             recovered,
+            daemon,
             shutdown,
             serving,
         }
