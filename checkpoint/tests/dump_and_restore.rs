@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use support::{Side, criu, end_of, loopback_up, soon, wait_until};
 use tranship_checkpoint::criu::{
-    BarrierStage, Dump, DumpError, Operation, Relay, RelayError, RestoreError, discard, dump,
+    BarrierStage, Dump, DumpError, Operation, Relay, RelayError, RestoreError, discard, dump, remove_ghosts,
 };
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::process_tree;
@@ -285,6 +285,16 @@ async fn a_restore_whose_programs_are_killed_can_be_discarded_and_tried_again() 
                 "{at:?}, {how:?}: the rootfs is gone"
             );
             discard(&target.to_discard(), soon(10)).await.unwrap();
+            let left = remove_ghosts(
+                &target.path("images"),
+                &[target.path("vol"), target.path("rootfs")],
+            )
+            .unwrap();
+            // The others may have been in the middle of cleaning up when they were discarded.
+            assert!(
+                left > 0 || (at, how) != (At::PostRestore, How::CriuKilled),
+                "no name was left"
+            );
         }
     }
     restore(&target).await;

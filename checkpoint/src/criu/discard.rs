@@ -59,7 +59,8 @@ pub enum DiscardError {
     },
 }
 
-/// Kills the container's processes, unmounts what runc has mounted for CRIU, deletes it in runc, and removes what runc leaves. Idempotent.
+/// Kills the container's processes, unmounts what runc has mounted for CRIU, deletes it in runc, and removes what runc
+/// leaves. Idempotent. Before another restore on the same files call [`super::remove_ghosts`] too.
 pub async fn discard(request: &Discard, deadline: Instant) -> Result<(), DiscardError> {
     process_tree::kill(&request.cgroup, deadline).await?;
     let state = request.runc_root.join(request.container.as_str());

@@ -4,6 +4,7 @@
 //! Dump::prepare    runc starts, looks at CRIU, asks            the workload runs
 //! (caller)         freezes the cgroup, cuts the network        frozen
 //! Dump::write      CRIU writes the images, is held             stopped by ptrace, and frozen again
+//! (caller)         copies what is left of rootfs and volumes   (they hold CRIU's temporary links only now)
 //! Dump::complete   CRIU lets go of the tasks                   frozen
 //! ```
 //! Whatever fails, no task runs afterwards: CRIU thaws the cgroup while it works, so it is frozen again as soon as the

@@ -10,6 +10,7 @@
 pub mod cpu;
 pub mod discard;
 pub mod dump;
+pub mod ghosts;
 pub mod log;
 pub mod options;
 mod packet;
@@ -23,6 +24,7 @@ pub mod wire;
 pub use cpu::{CpuMismatch, cpuinfo_check, cpuinfo_dump};
 pub use discard::{Discard, DiscardError, discard};
 pub use dump::{Dump, DumpError, DumpReport, DumpRequest, dump};
+pub use ghosts::{GhostError, remove_ghosts};
 pub use probe::{CriuInfo, ProbeError, probe};
 pub use relay::{Relay, RelayError};
 pub use restore::{RestoreArguments, RestoreError, restore_arguments};

@@ -35,8 +35,9 @@ pub fn settings(operation: Operation, log_level: Option<u64>) -> Vec<Setting> {
         set(option::GHOST_LIMIT, GHOST_LIMIT_BYTES),
     ];
     if operation == Operation::Dump {
-        // An unlinked file that has another name left gets a temporary link in its own directory. The rootfs and the
-        // volumes are copied after this, so the link travels with them, and the restore removes it.
+        // An unlinked file that has another name left gets a temporary link in its own directory, which the restore
+        // wants to find and removes. CRIU takes it away again when the dump is released: files that travel must be
+        // copied while the dump is held at its barrier.
         settings.push(set(option::LINK_REMAP, 1));
         // A client in the middle of its handshake sends again; it must not veto the move of all others.
         settings.push(set(option::TCP_SKIP_IN_FLIGHT, 1));
