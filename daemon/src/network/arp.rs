@@ -149,7 +149,9 @@ pub(super) fn probe(link: &str, ip: Ipv4Addr) -> std::io::Result<Option<MacAddr>
 /// When the link is down or gone.
 pub(super) fn announce(socket: &ArpSocket, mac: MacAddr, ip: Ipv4Addr) -> std::io::Result<()> {
     let packets = Packet::announcements(mac, ip);
-    packets.iter().try_for_each(|packet| socket.broadcast(mac.bytes(), &packet.encode()))
+    packets
+        .iter()
+        .try_for_each(|packet| socket.broadcast(mac.bytes(), &packet.encode()))
 }
 
 #[cfg(test)]

@@ -26,12 +26,16 @@ pub(super) fn host_link(id: &ContainerId) -> String {
 pub(super) async fn lay(links: &Links, attachment: &Attachment, mtu: u32) -> Result<(), NetworkError> {
     // Opened once: the process it is named after may end at any time.
     let namespace = netns::open(&attachment.netns)?;
+    let entered = namespace
+        .try_clone()
+        .map_err(NetworkError::io("open a network namespace"))?;
+    // Before there is a link: one takes its settings from the defaults when it is made.
+    netns::within(Some(entered), "set up a network namespace", netns::apply_settings).await?;
     if let Some(interface) = &attachment.interface {
         make_pair(links, attachment, interface, &namespace, mtu).await?;
     }
     let interface = attachment.interface.clone();
     netns::within(Some(namespace), "set up a container's links", move || {
-        netns::apply_settings()?;
         inside::configure(interface.as_ref())
     })
     .await
@@ -69,16 +73,22 @@ async fn make_pair(
 
 /// Whether the outer end of a container's cable is there.
 pub(super) async fn is_laid(links: &Links, id: &ContainerId, host_link: &str) -> Result<bool, NetworkError> {
-    let Some(link) = links.find(host_link).await? else { return Ok(false) };
+    let Some(link) = links.find(host_link).await? else {
+        return Ok(false);
+    };
     match owner(&link) {
         Some((owner, _)) if owner == id.as_str() => Ok(true),
-        _ => Err(NetworkError::State { what: format!("the link {host_link} is not container {id}'s") }),
+        _ => Err(NetworkError::State {
+            what: format!("the link {host_link} is not container {id}'s"),
+        }),
     }
 }
 
 /// Takes away the outer end of a container's cable, and the inner one with it.
 pub(super) async fn take_away(links: &Links, id: &ContainerId) -> Result<(), NetworkError> {
-    let Some(link) = links.find(&host_link(id)).await? else { return Ok(()) };
+    let Some(link) = links.find(&host_link(id)).await? else {
+        return Ok(());
+    };
     match owner(&link) {
         Some((owner, _)) if owner != id.as_str() => {
             let what = format!("the link {} belongs to container {owner}", link.name);

@@ -72,8 +72,12 @@ pub(super) async fn plug(
         network: attachment.network.clone(),
         link: name.clone(),
     })?;
-    let message = LinkUnspec::new_with_index(link.index).controller(bridge.index).build();
-    links.change(&format!("put {name} into its bridge"), message).await?;
+    let message = LinkUnspec::new_with_index(link.index)
+        .controller(bridge.index)
+        .build();
+    links
+        .change(&format!("put {name} into its bridge"), message)
+        .await?;
     links.learn(link.index, interface.mac).await?;
     let took = begin.elapsed();
     arp::announce(&socket, interface.mac, interface.ip).map_err(announcing())?;

@@ -82,7 +82,9 @@ impl Links {
     /// Tells a bridge that a MAC is behind this port of it, wherever it has been; as if a frame had come from there.
     pub(super) async fn learn(&self, port: u32, mac: MacAddr) -> Result<(), NetworkError> {
         let request = self.handle.neighbours().add_bridge(port, &mac.bytes()).replace();
-        let request = request.state(NeighbourState::Reachable).flags(NeighbourFlags::Controller);
+        let request = request
+            .state(NeighbourState::Reachable)
+            .flags(NeighbourFlags::Controller);
         deadline("tell a bridge where a container is", request.execute()).await
     }
 

@@ -128,10 +128,18 @@ impl Networks {
         };
         let bridge = self.ensure_bridge(name, config).await?;
         let mut request = request.clone();
-        request.taken.extend(changes.iter().filter(|(_, owner)| *owner != id).map(|(ip, _)| *ip));
+        request.taken.extend(
+            changes
+                .iter()
+                .filter(|(_, owner)| *owner != id)
+                .map(|(ip, _)| *ip),
+        );
         let ip = self.choose(name, config, &bridge, &request).await?;
         changes.insert(ip, id.clone());
-        Ok(Some((ip, request.mac.unwrap_or_else(|| MacAddr::of_container(id)))))
+        Ok(Some((
+            ip,
+            request.mac.unwrap_or_else(|| MacAddr::of_container(id)),
+        )))
     }
 
     /// Gives a container, whose network namespace is at `netns`, its place in a network: cable, address, settings;
@@ -164,16 +172,28 @@ impl Networks {
         request: &NetworkRequest,
         netns: &Path,
     ) -> Result<Attachment, NetworkError> {
-        let _changes = self.shared.changes.lock().await;
         let attachment = self.planned(id, request, netns)?;
         let mtu = match self.place(&request.network)? {
             Place::Host => return Ok(attachment),
             Place::None => 0,
             Place::L2(name, config) => {
-                let bridge = self.ensure_bridge(name, config).await?;
+                let bridge = self.bridge(name, config).await?;
                 config.mtu.unwrap_or(bridge.mtu)
             }
         };
+        // What another call has laid must not be undone by this one.
+        if let Some(interface) = &attachment.interface
+            && matches!(
+                cable::is_laid(&self.shared.links, id, &interface.host_link).await,
+                Ok(true)
+            )
+        {
+            let what = format!(
+                "container {} is on a network already: detach it first",
+                id.short()
+            );
+            return Err(NetworkError::State { what });
+        }
         match cable::lay(&self.shared.links, &attachment, mtu).await {
             Ok(()) => Ok(attachment),
             Err(error) => Err(self.undo(id, error).await),
@@ -199,13 +219,7 @@ impl Networks {
                 network: name.to_owned(),
                 link: config.bridge.clone(),
             })?;
-        cut::plug(
-            &self.shared.links,
-            &self.shared.announcers,
-            attachment,
-            &bridge,
-        )
-        .await
+        cut::plug(&self.shared.links, &self.shared.announcers, attachment, &bridge).await
     }
 
     /// Takes the container's link out of its bridge, in one message to the kernel: nothing gets from the container to
@@ -254,7 +268,9 @@ impl Networks {
         netns: &Path,
     ) -> Result<Option<Attachment>, NetworkError> {
         let attachment = self.planned(id, request, netns)?;
-        let Some(interface) = &attachment.interface else { return Ok(Some(attachment)) };
+        let Some(interface) = &attachment.interface else {
+            return Ok(Some(attachment));
+        };
         let there = cable::is_laid(&self.shared.links, id, &interface.host_link).await?;
         Ok(there.then_some(attachment))
     }
@@ -305,11 +321,22 @@ impl Networks {
                 };
                 address::check(config, ip, &request.taken)?;
                 let (prefix_len, gateway) = (config.subnet.prefix(), config.gateway);
-                Some(Interface { ip, prefix_len, mac, gateway, host_link: cable::host_link(id) })
+                Some(Interface {
+                    ip,
+                    prefix_len,
+                    mac,
+                    gateway,
+                    host_link: cable::host_link(id),
+                })
             }
         };
         let (container, network) = (id.clone(), request.network.clone());
-        Ok(Attachment { container, network, netns: netns.to_owned(), interface })
+        Ok(Attachment {
+            container,
+            network,
+            netns: netns.to_owned(),
+            interface,
+        })
     }
 
     async fn undo(&self, id: &ContainerId, cause: NetworkError) -> NetworkError {
@@ -389,7 +416,9 @@ impl Networks {
 /// `none` and `host` have no addresses to give.
 fn refuse_addresses(request: &NetworkRequest) -> Result<(), NetworkError> {
     if request.ip.is_some() || request.mac.is_some() {
-        return Err(NetworkError::NoAddresses { network: request.network.clone() });
+        return Err(NetworkError::NoAddresses {
+            network: request.network.clone(),
+        });
     }
     Ok(())
 }

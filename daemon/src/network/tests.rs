@@ -124,7 +124,11 @@ impl Segment {
     fn netns(&self, id: &ContainerId) -> PathBuf {
         let mut containers = self.containers.lock().unwrap();
         let namespace = containers.entry(id.clone()).or_insert_with(Namespace::new);
-        PathBuf::from(format!("/proc/{}/task/{}/ns/net", std::process::id(), namespace.tid))
+        PathBuf::from(format!(
+            "/proc/{}/task/{}/ns/net",
+            std::process::id(),
+            namespace.tid
+        ))
     }
 
     fn attach(&self, id: &ContainerId, request: NetworkRequest) -> Result<Attachment, NetworkError> {
@@ -153,7 +157,14 @@ impl Segment {
 
     /// Everything a network leaves on a host.
     fn leftovers(&self) -> String {
-        self.host.run(|| run("ip -br link"))
+        self.host.run(|| {
+            let links = run("ip -br link");
+            let names: Vec<_> = links
+                .lines()
+                .filter_map(|line| line.split_whitespace().next())
+                .collect();
+            names.join(" ")
+        })
     }
 }
 
@@ -428,9 +439,13 @@ fn an_address_that_somebody_answers_for_is_refused_with_who_it_is() {
 #[test]
 fn containers_that_start_at_once_get_addresses_of_their_own_until_none_is_left() {
     let segment = Segment::new();
-    let places: Vec<_> = (10..14).map(|seed| (container(seed), segment.netns(&container(seed)))).collect();
+    let places: Vec<_> = (10..14)
+        .map(|seed| (container(seed), segment.netns(&container(seed))))
+        .collect();
     let results = segment.on_host(async move |networks| {
-        let starts = places.iter().map(|(id, netns)| choose_and_attach(&networks, id, on("l2"), netns));
+        let starts = places
+            .iter()
+            .map(|(id, netns)| choose_and_attach(&networks, id, on("l2"), netns));
         futures_util::future::join_all(starts).await
     });
     let (got, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
@@ -487,4 +502,20 @@ fn a_failed_attach_takes_back_what_it_made() {
         "{error}"
     );
     assert_eq!(segment.leftovers(), before);
+}
+
+#[test]
+fn a_second_attach_is_refused_and_leaves_the_first_as_it_is() {
+    let segment = Segment::new();
+    let attachment = segment.attach(&container(31), on("l2")).unwrap();
+    let error = segment.prepare(&container(31), given(&attachment)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("is on a network already: detach it first"),
+        "{error}"
+    );
+    let inner = segment.inner_socket(&attachment);
+    let outer = segment.neighbour.run(|| socket(NEIGHBOUR));
+    assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
 }
