@@ -334,12 +334,17 @@ impl Drop for Side {
             let _ = freezer.thaw();
         }
         self.delete();
-        for directory in self.cgroups() {
-            let _ = fs::remove_dir(directory);
-        }
-        let parent = self.cgroup.rsplit_once('/').unwrap().0.to_owned();
-        for directory in tranship_checkpoint::cgroup::all_directories(&parent).unwrap() {
-            let _ = fs::remove_dir(directory);
+        let parent = self.cgroup.rsplit_once('/').unwrap().0;
+        for cgroup in [self.cgroup.as_str(), parent] {
+            for directory in tranship_checkpoint::cgroup::all_directories(cgroup).unwrap() {
+                // What was killed may take some milliseconds to be reaped; no panic while another one unwinds.
+                for _ in 0..500 {
+                    if fs::remove_dir(&directory).is_ok() || !directory.exists() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
         }
     }
 }
