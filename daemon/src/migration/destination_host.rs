@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{Operation, Relay, RelayError, RestoreError};
+use tranship_checkpoint::criu::{
+    Discard, Operation, Relay, RelayError, RestoreError, discard, remove_ghosts,
+};
 use tranship_migrate::deadlines::{IMAGES, REPLY, SYNC};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Verdict};
@@ -150,6 +152,30 @@ impl LocalDestination {
         let path = containers.receive_rootfs(&self.container, &self.image).await.map_err(failed)?;
         self.sink.place(TreeName::Rootfs, path);
         Ok(())
+    }
+
+    /// Removes what a restore has left that was killed together with the daemon before, so that the same images can be
+    /// restored again.
+    ///
+    /// # Errors
+    /// Something of it could not be removed; restoring again would find it in its way.
+    pub async fn clear_killed_restore(&self) -> Result<(), HostError> {
+        let failed = |error: AnyError| HostError::new("clear what a killed restore left", error);
+        let (runtime, paths) = (self.shared.runtime(), self.shared.containers.paths(&self.container));
+        let request = Discard {
+            runc: runtime.runc.clone(),
+            runc_root: runtime.runc_root.clone(),
+            container: self.container.clone(),
+            cgroup: paths.cgroup.clone(),
+            rootfs: paths.rootfs(),
+        };
+        discard(&request, Instant::now() + REPLY).await.map_err(|error| failed(error.into()))?;
+        let mut trees = vec![paths.rootfs()];
+        let anatomy = self.shared.containers.anatomy(&self.container).await.map_err(|error| failed(error.into()))?;
+        trees.extend(anatomy.volumes.into_iter().map(|volume| volume.path));
+        let images = self.images();
+        let removed = crate::blocking::run(move || remove_ghosts(&images, &trees)).await;
+        removed.map(drop).map_err(|error| failed(error.into()))
     }
 
     async fn attach(&self, pid: i32) -> Result<(), HostError> {

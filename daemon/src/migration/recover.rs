@@ -85,7 +85,7 @@ impl Conductor {
         }
         let cgroup = shared.containers.paths(container).cgroup;
         let Ok(freezer) = Freezer::of_cgroup(&cgroup) else { return Ok(()) };
-        shared.thaw_untouched(&freezer, &cgroup).await
+        shared.thaw(&freezer, &cgroup, container)
     }
 
     async fn close_recovered(&self, id: MigrationId, mut record: Migration, newest: Option<SourceStep>) {
@@ -200,10 +200,15 @@ impl Conductor {
         let (conductor, reserve) = (self.clone(), reserve.clone());
         let _cancelled = self.shared.board.post(id, record.clone());
         tokio::spawn(async move {
-            let end = run_from_ready(id, host, &reserve).await;
-            let (runs, error) = match end {
-                DestinationEnd::Runs => (true, String::new()),
-                DestinationEnd::Dropped { failure, .. } | DestinationEnd::Lost(failure) => (false, chain(&failure)),
+            let cleared = host.clear_killed_restore().await;
+            let (runs, error) = match cleared {
+                Err(error) => (false, chain(&error)),
+                Ok(()) => match run_from_ready(id, host, &reserve).await {
+                    DestinationEnd::Runs => (true, String::new()),
+                    DestinationEnd::Dropped { failure, .. } | DestinationEnd::Lost(failure) => {
+                        (false, chain(&failure))
+                    }
+                },
             };
             conductor.close_received(id, record, runs, error).await;
         });

@@ -13,7 +13,7 @@ use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::SourceStep;
 use tranship_migrate::host::{ByteStream, CommitError, DestinationSays, DumpedImages, Event, SourceHost};
 use tranship_migrate::trees::{Tree, TreeName};
-use tranship_proto::ids::{MigrationId, Name};
+use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, VolumeSource};
 
 use super::conductor::Shared;
@@ -207,7 +207,7 @@ impl SourceHost for LocalSource {
             let given_up = prepared.abort().await;
             given_up.map_err(|error| HostError::new("give the dump up", error))?;
         }
-        self.shared.thaw_untouched(&self.freezer, &self.anatomy.paths.cgroup).await
+        self.shared.thaw(&self.freezer, &self.anatomy.paths.cgroup, &self.anatomy.record.id)
     }
 
     async fn drop_staging(&self) -> Result<(), HostError> {
@@ -266,9 +266,20 @@ impl Shared {
     ///
     /// # Errors
     /// A task is still traced or holds CRIU's code, or the freezer fails. The container stays frozen then.
-    pub async fn thaw_untouched(&self, freezer: &Freezer, cgroup: &str) -> Result<(), HostError> {
-        tranship_checkpoint::process_tree::verify_untouched(cgroup)
+    pub fn thaw(&self, freezer: &Freezer, cgroup: &str, id: &ContainerId) -> Result<(), HostError> {
+        let released = tranship_checkpoint::process_tree::recover(cgroup)
             .map_err(|error| HostError::new("thaw the container", error))?;
+        if released > 0 {
+            tracing::warn!(container = %id, connections = released, "CRIU was killed and had left connections silent");
+        }
+        // runc notes a dump there; one that was rolled back is none.
+        let mark = self.runtime().runc_root.join(id.as_str()).join("checkpoint");
+        match std::fs::remove_file(mark) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(HostError::new("take runc's note of the dump back", error));
+            }
+            _ => {}
+        }
         freezer.thaw().map_err(|error| HostError::new("thaw the container", error))
     }
 }
