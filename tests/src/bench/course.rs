@@ -1,4 +1,7 @@
 //! The course of one scenario: the movers take turns, so that whatever disturbs the machine disturbs both.
+//!
+//! Every turn has the order of the one before reversed (A B, B A, A B): what a move leaves behind, such as memory that it has
+//! just freed, then helps or hinders each of them as often as the other.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -35,6 +38,8 @@ pub struct Outcome {
     pub scenario: &'static str,
     /// In words.
     pub about: &'static str,
+    /// The movers, the one that all others are compared with first.
+    pub subjects: Vec<&'static str>,
     /// Every counted move, in the order they were made.
     pub moves: Vec<Move>,
 }
@@ -83,6 +88,7 @@ pub fn run(scenario: &'static Scenario, movers: &[Mover], moves: u32, options: &
     for mover in movers {
         lanes.push(Lane::start(*mover, &bed, scenario)?);
     }
+    let subjects = lanes.iter().map(|lane| lane.subject.name()).collect();
     let mut made = Vec::new();
     for turn in 0..=moves {
         for lane in &mut lanes {
@@ -100,12 +106,14 @@ pub fn run(scenario: &'static Scenario, movers: &[Mover], moves: u32, options: &
                 made.push(one);
             }
         }
+        lanes.reverse();
     }
     drop(lanes);
     bed.down()?;
     Ok(Outcome {
         scenario: scenario.name,
         about: scenario.about,
+        subjects,
         moves: made,
     })
 }

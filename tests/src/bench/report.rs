@@ -111,15 +111,15 @@ fn replaced(old: &str, generated: &str) -> Option<String> {
 }
 
 fn section(outcome: &Outcome) -> String {
-    let subjects = subjects(outcome);
+    let subjects = &outcome.subjects;
     let mut text = format!("### {}\n\n{}.", outcome.scenario, outcome.about);
     let counts: Vec<_> = subjects
         .iter()
         .map(|subject| format!("{} moves by {subject}", moves_of(outcome, subject).count()))
         .collect();
     text.push_str(&format!(" {}.\n\n", counts.join(", ")));
-    text.push_str(&totals(outcome, &subjects));
-    for subject in &subjects {
+    text.push_str(&totals(outcome, subjects));
+    for subject in subjects {
         text.push('\n');
         text.push_str(&spans(outcome, subject));
     }
@@ -184,17 +184,6 @@ fn spans(outcome: &Outcome, subject: &str) -> String {
     text
 }
 
-/// The movers in the order they first moved.
-fn subjects(outcome: &Outcome) -> Vec<&'static str> {
-    let mut found = Vec::new();
-    for one in &outcome.moves {
-        if !found.contains(&one.subject) {
-            found.push(one.subject);
-        }
-    }
-    found
-}
-
 fn moves_of<'a>(outcome: &'a Outcome, subject: &str) -> impl Iterator<Item = &'a Move> {
     outcome.moves.iter().filter(move |one| one.subject == subject)
 }
@@ -240,6 +229,7 @@ mod tests {
         Outcome {
             scenario: "idle-64",
             about: "something idle",
+            subjects: vec!["tranship", "runc+rsync"],
             moves: vec![
                 one("tranship", 100_000, 2_000),
                 one("runc+rsync", 450_000, 3_000),
@@ -264,7 +254,7 @@ mod tests {
     #[test]
     fn one_mover_alone_has_no_ratio() {
         let mut outcome = outcome();
-        outcome.moves.retain(|one| one.subject == "tranship");
+        outcome.subjects.truncate(1);
         assert!(section(&outcome).contains("| sent, MB | 1.2 | 1.2 | 1.2 |\n"));
     }
 
