@@ -64,6 +64,7 @@ async fn a_container_is_held_at_every_barrier_and_goes_on_at_the_other_side() {
     let report = dump.complete(soon(60)).await.unwrap();
     assert_eq!(report.pid, barrier.pid);
     assert!(report.images_bytes > 0);
+    println!("dump: {:?}, frozen in {took:?}", report.stages);
     let names: Vec<&str> = report.stages.iter().map(|time| time.stage.as_str()).collect();
     assert!(
         names.starts_with(&["started", "request", "pre-dump"]) && names.ends_with(&["ended"]),
@@ -115,6 +116,7 @@ async fn restore(target: &Side) -> i32 {
     assert_stands_still(target);
     relay.release().await.unwrap();
     let finished = relay.wait_finished(soon(60)).await.unwrap();
+    println!("restore: {:?}", finished.stages);
     assert!(
         finished.success,
         "{finished:?} {}",
