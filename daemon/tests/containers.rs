@@ -68,6 +68,9 @@ fn mount(kind: MountKind, source: &str, target: &str) -> Mount {
     }
 }
 
+/// What is asked for besides a plain shell.
+type Change = fn(&mut ContainerSpec);
+
 const UNTIL_TERM: &str = "echo to-out; echo to-err >&2; trap 'exit 7' TERM; while :; do sleep 0.05; done";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -86,62 +89,58 @@ async fn a_container_runs_is_looked_into_stopped_and_removed_without_a_trace() {
     spec.mounts.push(mount(MountKind::Tmpfs, "", "/scratch"));
     let web = run(client, spec.clone()).await.unwrap();
     assert_eq!(web.state(), ContainerState::Running);
-    assert!(
-        web.pid > 0 && web.started_ms >= web.created_ms && web.host == "a",
-        "{web:?}"
-    );
-    assert_eq!(run(client, spec).await.unwrap_err().code(), Code::AlreadyExists);
+    let times_are_right = web.started_ms >= web.created_ms && web.finished_ms == 0;
+    assert!(web.pid > 0 && times_are_right && web.host == "a", "{web:?}");
+    assert_eq!(refusal(run(client, spec).await), Code::AlreadyExists);
 
+    look_into(client, &web.id[..8]).await;
+    refuse_and_pause(client).await;
+    stop_and_read(client).await;
+    remove_all(client).await;
+    host.stop().await;
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+async fn look_into(client: &mut Client, short_id: &str) {
+    let script = ["sh", "-c", "echo $GREETING; hostname; exit 5"];
     assert_eq!(
-        exec(
-            client,
-            "web",
-            &["sh", "-c", "echo $GREETING; hostname; exit 5"],
-            ""
-        )
-        .await,
+        exec(client, "web", &script, "").await,
         (5, "hello\nwebhost\n".into())
     );
-    assert_eq!(
-        exec(client, &web.id[..8], &["cat"], "through stdin").await,
-        (0, "through stdin".into())
-    );
+    let echoed = exec(client, short_id, &["cat"], "through stdin").await;
+    assert_eq!(echoed, (0, "through stdin".into()));
     assert_eq!(exec(client, "web", &["no-such-program"], "").await.0, 127);
     // The volume has what the image has there, with its owner.
-    let seeded = exec(
-        client,
-        "web",
-        &["stat", "-c", "%u %a", "/var/db", "/var/db/seed"],
-        "",
-    )
-    .await;
-    assert_eq!(seeded, (0, "70 700\n70 600\n".into()));
-    exec(client, "web", &["touch", "/var/db/kept", "/scratch/gone"], "").await;
-
+    let stat = ["stat", "-c", "%u %a", "/var/db", "/var/db/seed"];
     assert_eq!(
-        remove(client, "web", false).await.unwrap_err().code(),
+        exec(client, "web", &stat, "").await,
+        (0, "70 700\n70 600\n".into())
+    );
+    exec(client, "web", &["touch", "/var/db/kept", "/scratch/gone"], "").await;
+}
+
+async fn refuse_and_pause(client: &mut Client) {
+    assert_eq!(
+        refusal(remove(client, "web", false).await),
         Code::FailedPrecondition
     );
     let refused = client.remove_volume(named("data")).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert!(
-        refused.message().contains("in use by web"),
-        "{}",
-        refused.message()
-    );
+    let says = refused.message();
+    assert!(says.contains("in use by web"), "{says}");
 
     client.pause_container(named("web")).await.unwrap();
     assert_eq!(inspect(client, "web").await.state(), ContainerState::Paused);
-    assert_eq!(
-        client.pause_container(named("web")).await.unwrap_err().code(),
-        Code::FailedPrecondition
-    );
+    let again = client.pause_container(named("web")).await;
+    assert_eq!(refusal(again), Code::FailedPrecondition);
     client.unpause_container(named("web")).await.unwrap();
     assert_eq!(
         exec(client, "web", &["echo", "again"], "").await,
         (0, "again\n".into())
     );
+}
 
+async fn stop_and_read(client: &mut Client) {
     let stop = StopContainerRequest {
         name: "web".into(),
         timeout_s: Some(10),
@@ -158,33 +157,23 @@ async fn a_container_runs_is_looked_into_stopped_and_removed_without_a_trace() {
     assert_eq!((log[&1].as_str(), log[&2].as_str()), ("to-out\n", "to-err\n"));
     assert_eq!(ps(client, false).await, Vec::<String>::new());
     assert_eq!(ps(client, true).await, ["web"]);
+}
 
+async fn remove_all(client: &mut Client) {
     remove(client, "web", false).await.unwrap();
-    assert_eq!(
-        remove(client, "web", false).await.unwrap_err().code(),
-        Code::NotFound
-    );
-    let volumes = client
-        .list_volumes(ListVolumesRequest {})
-        .await
-        .unwrap()
-        .into_inner()
-        .volumes;
+    assert_eq!(refusal(remove(client, "web", false).await), Code::NotFound);
+    let listed = client.list_volumes(ListVolumesRequest {}).await.unwrap();
+    let volumes = listed.into_inner().volumes;
     assert_eq!(volumes.len(), 1, "the anonymous volume was left: {volumes:?}");
     assert!(std::path::Path::new(&volumes[0].mountpoint).join("kept").exists());
     client.remove_volume(named("data")).await.unwrap();
     client.remove_image(named("busybox")).await.unwrap();
-    assert!(
-        client
-            .list_images(ListImagesRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-            .images
-            .is_empty()
-    );
-    host.stop().await;
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    let left = client.list_images(ListImagesRequest {}).await.unwrap();
+    assert!(left.into_inner().images.is_empty());
+}
+
+fn refusal<T>(result: Result<T, tonic::Status>) -> Code {
+    result.err().unwrap().code()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -260,7 +249,7 @@ async fn a_container_that_cannot_be_made_leaves_nothing_and_says_why() {
         error.message()
     );
 
-    let cases: [(Code, &str, fn(&mut ContainerSpec)); 6] = [
+    let cases: [(Code, &str, Change); 6] = [
         (Code::NotFound, "there is no image \"nope\"", |spec| {
             spec.image = "nope".into()
         }),

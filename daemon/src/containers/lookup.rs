@@ -65,10 +65,6 @@ mod tests {
 
     #[test]
     fn the_beginning_of_one_id_is_enough_and_of_two_is_an_error_that_names_both() {
-        assert_eq!(
-            search("ababab").unwrap_err().to_string().matches("abab").count() > 2,
-            true
-        );
         let error = search("ababab").unwrap_err().to_string();
         assert!(error.contains("web") && error.contains("db"), "{error}");
         assert_eq!(search("abababcd").unwrap(), Some(1));

@@ -184,7 +184,7 @@ pub async fn import_busybox(client: &mut Client) -> Image {
     };
     let mut requests = vec![import_image_request::Part::Start(start)];
     for piece in busybox_tar().chunks(100_000) {
-        requests.push(import_image_request::Part::Data(piece.to_vec().into()));
+        requests.push(import_image_request::Part::Data(piece.to_vec()));
     }
     let requests = requests
         .into_iter()
@@ -277,7 +277,7 @@ pub async fn exec(client: &mut Client, name: &str, command: &[&str], stdin: &str
     };
     let mut parts = vec![exec_request::Part::Start(start)];
     if !stdin.is_empty() {
-        parts.push(exec_request::Part::Stdin(stdin.as_bytes().to_vec().into()));
+        parts.push(exec_request::Part::Stdin(stdin.as_bytes().to_vec()));
         parts.push(exec_request::Part::StdinEnd(true));
     }
     let requests = parts.into_iter().map(|part| ExecRequest { part: Some(part) });

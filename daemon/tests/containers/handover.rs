@@ -3,9 +3,12 @@
 
 use tonic::Code;
 use tranship_daemon::containers::{Anatomy, ContainerError, VolumeFate, chain};
-use tranship_proto::v1::{ContainerState, ListVolumesRequest, MountKind, StopContainerRequest, VolumeSource};
+use tranship_proto::ids::ContainerId;
+use tranship_proto::v1::{
+    Container, ContainerState, ListVolumesRequest, MountKind, StopContainerRequest, VolumeSource,
+};
 
-use crate::common::{Home, Running, exec, import_busybox, shell};
+use crate::common::{Client, Home, Running, exec, import_busybox, shell};
 use crate::{UNTIL_TERM, inspect, mount, named, ps, remove, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -71,41 +74,9 @@ async fn a_container_that_moves_away_leaves_a_tombstone_and_can_come_back() {
     let there = containers.anatomy(&record.id).await.unwrap();
     assert_eq!(there.volumes[0].record.name.as_str(), "data");
     let next = record.epoch + 1;
-    containers
-        .moved(&record.id, "b", next, VolumeFate::Remove)
-        .await
-        .unwrap();
-    containers
-        .moved(&record.id, "b", next, VolumeFate::Remove)
-        .await
-        .unwrap();
+    give_away(&host, &record.id, next).await;
     assert_eq!(home.leftovers(), Vec::<String>::new());
-
-    let client = &mut host.client;
-    let gone = inspect(client, "web").await;
-    assert_eq!(
-        (gone.state(), gone.moved_to.as_str(), gone.epoch),
-        (ContainerState::Moved, "b", next)
-    );
-    let refused = client.pause_container(named("web")).await.unwrap_err();
-    assert!(
-        refused.message().contains("moved to host b"),
-        "{}",
-        refused.message()
-    );
-    assert!(
-        client
-            .list_volumes(ListVolumesRequest {})
-            .await
-            .unwrap()
-            .into_inner()
-            .volumes
-            .is_empty()
-    );
-    assert_eq!(
-        (ps(client, false).await.len(), ps(client, true).await),
-        (0, vec!["web".to_owned()])
-    );
+    let gone = look_after_it(&mut host.client, next).await;
 
     // Older than what was given away, and then dropped on the way: the tombstone stays.
     let old = containers.reserve_incoming(&gone, next).await.unwrap_err();
@@ -120,31 +91,55 @@ async fn a_container_that_moves_away_leaves_a_tombstone_and_can_come_back() {
     );
 
     receive(&host, &there, next + 1).await;
-    let paths = containers.paths(&record.id);
-    let created = host.daemon.runtime.create(&paths).await.unwrap();
+    let created = host
+        .daemon
+        .runtime
+        .create(&containers.paths(&record.id))
+        .await
+        .unwrap();
     let pid = created.start().await.unwrap();
     containers.adopt(&record.id, pid).await.unwrap();
-    let client = &mut host.client;
-    let back = inspect(client, "web").await;
+    let back = inspect(&mut host.client, "web").await;
     assert_eq!(
         (back.state(), back.epoch, back.pid),
         (ContainerState::Running, next + 1, pid)
     );
-    assert_eq!(
-        exec(client, "web", &["ls", "/var/db"], "").await,
-        (0, "came-along\n".into())
-    );
-    assert_eq!(ps(client, true).await, ["web"]);
+    let listed = exec(&mut host.client, "web", &["ls", "/var/db"], "").await;
+    assert_eq!(listed, (0, "came-along\n".into()));
+    assert_eq!(ps(&mut host.client, true).await, ["web"]);
     // A late repetition of the first move must not end what has come back.
-    containers
-        .moved(&record.id, "b", next, VolumeFate::Remove)
-        .await
-        .unwrap();
-    assert_eq!(inspect(client, "web").await.state(), ContainerState::Running);
-    remove(client, "web", true).await.unwrap();
+    give_away(&host, &record.id, next).await;
+    assert_eq!(
+        inspect(&mut host.client, "web").await.state(),
+        ContainerState::Running
+    );
+    remove(&mut host.client, "web", true).await.unwrap();
     drop(containers);
     host.stop().await;
     assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+/// Twice, as recovery might.
+async fn give_away(host: &Running, id: &ContainerId, epoch: u64) {
+    for _ in 0..2 {
+        let moved = host.daemon.containers.moved(id, "b", epoch, VolumeFate::Remove);
+        moved.await.unwrap();
+    }
+}
+
+/// What users see of a container that has moved to b.
+async fn look_after_it(client: &mut Client, epoch: u64) -> Container {
+    let gone = inspect(client, "web").await;
+    let seen = (gone.state(), gone.moved_to.as_str(), gone.epoch);
+    assert_eq!(seen, (ContainerState::Moved, "b", epoch));
+    let refused = client.pause_container(named("web")).await.unwrap_err();
+    let says = refused.message();
+    assert!(says.contains("moved to host b"), "{says}");
+    let listed = client.list_volumes(ListVolumesRequest {}).await.unwrap();
+    assert!(listed.into_inner().volumes.is_empty());
+    assert_eq!(ps(client, false).await, Vec::<String>::new());
+    assert_eq!(ps(client, true).await, ["web"]);
+    gone
 }
 
 /// Everything up to the restore; twice each, as recovery might.
