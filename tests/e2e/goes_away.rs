@@ -83,7 +83,7 @@ fn strike(scenario: &Scenario, phase: &str, blow: Blow) -> Result<()> {
     }
 }
 
-/// The host on which the container runs; there is exactly one as soon as the daemons have talked.
+/// The host on which the container runs. As soon as the daemons have talked the other one knows that it does not.
 fn the_one_that_runs<'a>(a: &'a Host, b: &'a Host) -> Result<&'a Host> {
     let state = |host: &Host| -> Result<Option<String>> {
         let found = host.try_tranship(&["inspect", "redis"])?;
@@ -94,6 +94,7 @@ fn the_one_that_runs<'a>(a: &'a Host, b: &'a Host) -> Result<&'a Host> {
         Ok(records[0]["state"].as_str().map(str::to_owned))
     };
     let mut states = (None, None);
+    let mut both = false;
     wait_for("exactly one host to run the container", DECIDED, || {
         states = (state(a)?, state(b)?);
         let runs = |state: &Option<String>| state.as_deref() == Some("running");
@@ -104,6 +105,7 @@ fn the_one_that_runs<'a>(a: &'a Host, b: &'a Host) -> Result<&'a Host> {
         Ok(runs(&states.0) != runs(&states.1))
     })
     .with_context(|| format!("on a it is {:?}, on b {:?}", states.0, states.1))?;
+    ensure!(!both, "for a while both hosts ran the container");
     Ok(if states.0.as_deref() == Some("running") {
         a
     } else {

@@ -22,12 +22,13 @@ mkfifo /tmp/unused
         echo $n
         sleep 0.02
     done
-) | setuidgid app sh -c '
+) | su app -c '
     seen=0
     while read -r n; do
         seen=$((seen + 1))
         [ "$n" = "$seen" ] || echo "expected $seen, got $n"
-        echo "$n" >/home/app/last
+        echo "$n" >/home/app/next
+        mv /home/app/next /home/app/last
     done
 '
 "#;
