@@ -102,7 +102,9 @@ pub struct Silence;
 #[async_trait]
 impl Control for Silence {
     async fn send(&mut self, _message: MigrateMessage) -> Result<(), ControlError> {
-        Err(ControlError::Lost { waiting_for: "somebody to tell" })
+        Err(ControlError::Lost {
+            waiting_for: "somebody to tell",
+        })
     }
 
     async fn receive(&mut self) -> Result<Option<MigrateMessage>, ControlError> {

@@ -90,8 +90,12 @@ pub trait SourceHost: Send + Sync {
     /// Takes the container off its network: no packet leaves after this has returned.
     async fn cut_network(&self) -> Result<(), HostError>;
 
-    /// Writes the container's state and memory to images. The tasks are frozen before and after, whatever happens.
+    /// Writes the container's state and memory to images. The tasks are frozen before and after, whatever happens. CRIU
+    /// is held until [`SourceHost::finish_dump`]: only until then do files without a name have one that can be sent.
     async fn dump(&self) -> Result<DumpedImages, HostError>;
+
+    /// Lets CRIU leave the tasks, which stay frozen.
+    async fn finish_dump(&self) -> Result<(), HostError>;
 
     /// The trees that are only whole while the container stands still: writable layer and volumes.
     async fn frozen_trees(&self) -> Result<Vec<Tree>, HostError>;

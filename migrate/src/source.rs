@@ -192,7 +192,10 @@ impl Source {
     async fn rounds(&mut self) -> Result<(), StepError> {
         self.enter(Phase::Rounds)?;
         let host = Arc::clone(&self.host);
-        Ok(self.timings.measure("prepare the dump", host.prepare_dump()).await?)
+        Ok(self
+            .timings
+            .measure("prepare the dump", host.prepare_dump())
+            .await?)
     }
 
     async fn freeze(&mut self) -> Result<(), StepError> {
@@ -226,6 +229,7 @@ impl Source {
                 .record(&format!("send {}", tree.name), began, began.elapsed());
         }
         send_end(&mut reserved.stream).await?;
+        self.timings.measure("criu leaves", host.finish_dump()).await?;
         let digest = checkpoint_digest(&self.trees);
         self.conversation
             .say(Body::Drained(Drained {

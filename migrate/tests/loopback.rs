@@ -128,6 +128,10 @@ impl SourceHost for SimulatedSource {
         })
     }
 
+    async fn finish_dump(&self) -> Result<(), HostError> {
+        self.world.enter("finish dump")
+    }
+
     async fn frozen_trees(&self) -> Result<Vec<Tree>, HostError> {
         self.world.enter("frozen trees")?;
         let volume = TreeName::Volume("data".parse().unwrap());
@@ -528,6 +532,7 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
         "cut network",
         "dump",
         "frozen trees",
+        "finish dump",
         "reserve",
         "open tree",
         "layers complete",

@@ -26,7 +26,10 @@ impl Board {
     /// Puts a migration up. The receiver turns true when a person cancels it.
     pub fn post(&self, id: MigrationId, record: Migration) -> watch::Receiver<bool> {
         let (cancel, cancelled) = watch::channel(false);
-        let entry = Entry { record: watch::Sender::new(record), cancel };
+        let entry = Entry {
+            record: watch::Sender::new(record),
+            cancel,
+        };
         self.entries().insert(id, entry);
         cancelled
     }
@@ -61,7 +64,9 @@ impl Board {
 
     /// Asks a migration that is under way to stop; false when there is none.
     pub fn cancel(&self, id: MigrationId) -> bool {
-        self.entries().get(&id).is_some_and(|entry| entry.cancel.send(true).is_ok())
+        self.entries()
+            .get(&id)
+            .is_some_and(|entry| entry.cancel.send(true).is_ok())
     }
 
     /// The record as it is up now.
@@ -76,7 +81,9 @@ impl Board {
 
     /// Takes a migration down, with its last record; watchers see it and then the end.
     pub fn take(&self, id: MigrationId) -> Option<Migration> {
-        self.entries().remove(&id).map(|entry| entry.record.borrow().clone())
+        self.entries()
+            .remove(&id)
+            .map(|entry| entry.record.borrow().clone())
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<MigrationId, Entry>> {

@@ -145,7 +145,12 @@ impl Shared {
     pub async fn store(&self, migration: Migration) -> Result<(), RegistryError> {
         let created_ms = migration.started_ms;
         let boot_id = self.boot_id.clone();
-        let record = MigrationRecord { migration, boot_id, created_ms, updated_ms: now_ms() };
+        let record = MigrationRecord {
+            migration,
+            boot_id,
+            created_ms,
+            updated_ms: now_ms(),
+        };
         self.registry().migrations().update(record).await
     }
 }
@@ -163,7 +168,9 @@ impl Conductor {
             boot_id: boot_id.trim().to_owned(),
             daemon,
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Starts moving a container, or with `check` only asks whether it could be. Answers as soon as it has an id; with
@@ -172,7 +179,11 @@ impl Conductor {
     /// # Errors
     /// There is no such container. Everything else is said in the record.
     pub async fn start(&self, request: StartMigrationRequest) -> Result<Migration, ConductorError> {
-        let container = self.shared.containers.get(&request.container, Verb::Migrate).await?;
+        let container = self
+            .shared
+            .containers
+            .get(&request.container, Verb::Migrate)
+            .await?;
         let id = MigrationId::generate();
         let options = request.options.unwrap_or_default();
         let record = self.new_record(id, &container.id, container.name.as_str(), &request.host, options);
@@ -189,9 +200,15 @@ impl Conductor {
     ///
     /// # Errors
     /// There is no such migration.
-    pub async fn watch(&self, text: &str) -> Result<(Migration, Option<watch::Receiver<Migration>>), ConductorError> {
+    pub async fn watch(
+        &self,
+        text: &str,
+    ) -> Result<(Migration, Option<watch::Receiver<Migration>>), ConductorError> {
         let record = self.get(text).await?;
-        let id = record.id.parse().map_err(|_| ConductorError::NotFound(text.to_owned()))?;
+        let id = record
+            .id
+            .parse()
+            .map_err(|_| ConductorError::NotFound(text.to_owned()))?;
         Ok((record, self.shared.board.watch(id)))
     }
 
@@ -233,7 +250,10 @@ impl Conductor {
         if cancelled && record.phase() < Phase::Commit {
             return Ok(());
         }
-        Err(ConductorError::Over { id: record.id.clone(), outcome: record.outcome() })
+        Err(ConductorError::Over {
+            id: record.id.clone(),
+            outcome: record.outcome(),
+        })
     }
 
     fn new_record(
@@ -261,9 +281,16 @@ impl Conductor {
     async fn check(&self, mut record: Migration, container: &ContainerId) -> Migration {
         let (blockers, _) = self.shared.preflight(container, &record.destination).await;
         let fits = blockers.is_empty();
-        record.set_outcome(if fits { MigrationOutcome::Done } else { MigrationOutcome::Refused });
+        record.set_outcome(if fits {
+            MigrationOutcome::Done
+        } else {
+            MigrationOutcome::Refused
+        });
         record.advice = if fits {
-            format!("{} would take container {}; nothing was changed", record.destination, record.container_name)
+            format!(
+                "{} would take container {}; nothing was changed",
+                record.destination, record.container_name
+            )
         } else {
             outcome::refused_advice(&record)
         };
@@ -333,7 +360,12 @@ impl Conductor {
             }
         }
         outcome::of_source(&mut record, report);
-        record.set_phase(shared.board.get(id).map_or(Phase::Unspecified, |shown| shown.phase()));
+        record.set_phase(
+            shared
+                .board
+                .get(id)
+                .map_or(Phase::Unspecified, |shown| shown.phase()),
+        );
         record
     }
 
@@ -345,15 +377,25 @@ impl Conductor {
     ) -> Result<(Arc<LocalSource>, Conversation), HostError> {
         let shared = &self.shared;
         let claim = |error| HostError::new("claim the container", error);
-        shared.containers.begin_migration(container.as_str()).await.map_err(claim)?;
+        shared
+            .containers
+            .begin_migration(container.as_str())
+            .await
+            .map_err(claim)?;
         let anatomy = shared.containers.anatomy(container).await.map_err(claim)?;
         let source = LocalSource::new(Arc::clone(shared), id, anatomy, destination.clone())?;
-        let call = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("call the destination", error);
-        let mut client = shared.peers().control(destination).map_err(|error| call(error.into()))?;
+        let call =
+            |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("call the destination", error);
+        let mut client = shared
+            .peers()
+            .control(destination)
+            .map_err(|error| call(error.into()))?;
         let (outbox, outgoing) = mpsc::channel(MESSAGES_IN_FLIGHT);
         let calling = client.migrate(ReceiverStream::new(outgoing));
         let answered = tokio::time::timeout(tranship_migrate::deadlines::REPLY, calling).await;
-        let inbox = answered.map_err(|error| call(error.into()))?.map_err(|error| call(error.into()))?;
+        let inbox = answered
+            .map_err(|error| call(error.into()))?
+            .map_err(|error| call(error.into()))?;
         let control = GrpcControl::new(Outbox::Caller(outbox), inbox.into_inner());
         Ok((Arc::new(source), Conversation::new(id, Box::new(control))))
     }

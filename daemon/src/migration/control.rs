@@ -39,10 +39,19 @@ impl Control for GrpcControl {
             Outbox::Caller(outbox) => outbox.send(message).await.is_ok(),
             Outbox::Answerer(outbox) => outbox.send(Ok(message)).await.is_ok(),
         };
-        if sent { Ok(()) } else { Err(ControlError::Lost { waiting_for: "room for a message" }) }
+        if sent {
+            Ok(())
+        } else {
+            Err(ControlError::Lost {
+                waiting_for: "room for a message",
+            })
+        }
     }
 
     async fn receive(&mut self) -> Result<Option<MigrateMessage>, ControlError> {
-        self.inbox.message().await.map_err(|status| ControlError::Failed(Box::new(status)))
+        self.inbox
+            .message()
+            .await
+            .map_err(|status| ControlError::Failed(Box::new(status)))
     }
 }

@@ -63,15 +63,32 @@ impl LocalDestination {
         reserve: &Reserve,
     ) -> Result<Self, HostError> {
         let incomplete = |what: &'static str| HostError::new("read the reservation", what);
-        let container = reserve.container.as_ref().ok_or_else(|| incomplete("it describes no container"))?;
-        let image = reserve.image.clone().ok_or_else(|| incomplete("it describes no image"))?;
-        let spec = container.spec.as_ref().ok_or_else(|| incomplete("its container has no spec"))?;
+        let container = reserve
+            .container
+            .as_ref()
+            .ok_or_else(|| incomplete("it describes no container"))?;
+        let image = reserve
+            .image
+            .clone()
+            .ok_or_else(|| incomplete("it describes no image"))?;
+        let spec = container
+            .spec
+            .as_ref()
+            .ok_or_else(|| incomplete("its container has no spec"))?;
         let driver = shared.storage().get(&spec.storage_driver);
         let driver = driver.map_err(|error| HostError::new("read the reservation", error))?;
-        let id = container.id.parse().map_err(|error| HostError::new("read the reservation", error))?;
+        let id = container
+            .id
+            .parse()
+            .map_err(|error| HostError::new("read the reservation", error))?;
         let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Destination);
         let outstanding = watch::Sender::new(0);
-        let sink = LocalSink { driver, places: Mutex::default(), layers: Mutex::default(), outstanding };
+        let sink = LocalSink {
+            driver,
+            places: Mutex::default(),
+            layers: Mutex::default(),
+            outstanding,
+        };
         Ok(Self {
             shared,
             migration,
@@ -106,8 +123,13 @@ impl LocalDestination {
         crate::blocking::run(move || {
             let mut missing = Vec::new();
             for layer in wanted {
-                let digest: Digest = layer.parse().map_err(|error| HostError::new("read the image", error))?;
-                if !driver.has_layer(&digest).map_err(|error| HostError::new("look for a layer", error))? {
+                let digest: Digest = layer
+                    .parse()
+                    .map_err(|error| HostError::new("read the image", error))?;
+                if !driver
+                    .has_layer(&digest)
+                    .map_err(|error| HostError::new("look for a layer", error))?
+                {
                     missing.push(layer);
                 }
             }
@@ -118,8 +140,15 @@ impl LocalDestination {
 
     fn expect_streams(&self) -> Result<(ExpectedStreams, Vec<u8>), HostError> {
         let token = random_token().map_err(|error| HostError::new("make a stream token", error))?;
-        let streams = self.shared.peers().data_streams().expect(self.migration, &self.source, &token);
-        Ok((streams.map_err(|error| HostError::new("expect data streams", error))?, token))
+        let streams = self
+            .shared
+            .peers()
+            .data_streams()
+            .expect(self.migration, &self.source, &token);
+        Ok((
+            streams.map_err(|error| HostError::new("expect data streams", error))?,
+            token,
+        ))
     }
 
     /// Everything that is received goes below one of these directories.
@@ -130,12 +159,20 @@ impl LocalDestination {
         make_private(&images).map_err(|error| HostError::new("make the migration's staging", error))?;
         self.sink.place(TreeName::Images, images);
         for layer in missing {
-            let digest: Digest = layer.parse().map_err(|error| HostError::new("read the image", error))?;
+            let digest: Digest = layer
+                .parse()
+                .map_err(|error| HostError::new("read the image", error))?;
             self.sink.await_layer(digest)?;
         }
         for volume in &self.reserve.volumes {
-            let path = containers.receive_volume(&self.container, volume).await.map_err(failed)?;
-            let name = volume.name.parse().map_err(|error| HostError::new("read the reservation", error))?;
+            let path = containers
+                .receive_volume(&self.container, volume)
+                .await
+                .map_err(failed)?;
+            let name = volume
+                .name
+                .parse()
+                .map_err(|error| HostError::new("read the reservation", error))?;
             self.sink.place(TreeName::Volume(name), path);
         }
         if missing.is_empty() {
@@ -148,8 +185,14 @@ impl LocalDestination {
     async fn make_rootfs(&self) -> Result<(), HostError> {
         let containers = &self.shared.containers;
         let failed = |error| HostError::new("make the root file system", error);
-        containers.receive_image(self.image.clone()).await.map_err(failed)?;
-        let path = containers.receive_rootfs(&self.container, &self.image).await.map_err(failed)?;
+        containers
+            .receive_image(self.image.clone())
+            .await
+            .map_err(failed)?;
+        let path = containers
+            .receive_rootfs(&self.container, &self.image)
+            .await
+            .map_err(failed)?;
         self.sink.place(TreeName::Rootfs, path);
         Ok(())
     }
@@ -161,7 +204,10 @@ impl LocalDestination {
     /// Something of it could not be removed; restoring again would find it in its way.
     pub async fn clear_killed_restore(&self) -> Result<(), HostError> {
         let failed = |error: AnyError| HostError::new("clear what a killed restore left", error);
-        let (runtime, paths) = (self.shared.runtime(), self.shared.containers.paths(&self.container));
+        let (runtime, paths) = (
+            self.shared.runtime(),
+            self.shared.containers.paths(&self.container),
+        );
         let request = Discard {
             runc: runtime.runc.clone(),
             runc_root: runtime.runc_root.clone(),
@@ -169,9 +215,16 @@ impl LocalDestination {
             cgroup: paths.cgroup.clone(),
             rootfs: paths.rootfs(),
         };
-        discard(&request, Instant::now() + REPLY).await.map_err(|error| failed(error.into()))?;
+        discard(&request, Instant::now() + REPLY)
+            .await
+            .map_err(|error| failed(error.into()))?;
         let mut trees = vec![paths.rootfs()];
-        let anatomy = self.shared.containers.anatomy(&self.container).await.map_err(|error| failed(error.into()))?;
+        let anatomy = self
+            .shared
+            .containers
+            .anatomy(&self.container)
+            .await
+            .map_err(|error| failed(error.into()))?;
         trees.extend(anatomy.volumes.into_iter().map(|volume| volume.path));
         let images = self.images();
         let removed = crate::blocking::run(move || remove_ghosts(&images, &trees)).await;
@@ -182,9 +235,15 @@ impl LocalDestination {
         let failed = |error| HostError::new("prepare the container's network", error);
         let container = self.reserve.container.clone().unwrap_or_default();
         let network = container.spec.map(|spec| spec.network).unwrap_or_default();
-        let request = NetworkRequest::parse(&network, &container.ip, &container.mac, Vec::new()).map_err(failed)?;
+        let request =
+            NetworkRequest::parse(&network, &container.ip, &container.mac, Vec::new()).map_err(failed)?;
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let attachment = self.shared.networks().prepare(&self.container, &request, &netns).await.map_err(failed)?;
+        let attachment = self
+            .shared
+            .networks()
+            .prepare(&self.container, &request, &netns)
+            .await
+            .map_err(failed)?;
         *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = Some(attachment);
         *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = pid;
         Ok(())
@@ -192,9 +251,10 @@ impl LocalDestination {
 
     async fn run_to_the_barrier(&self, relay: &mut Relay, work: &Path) -> Result<Vec<Stage>, HostError> {
         let failed = |error| match error {
-            RelayError::Ended { finished, .. } => {
-                HostError::new("restore the container", RestoreError::explain(work, Some(&finished)))
-            }
+            RelayError::Ended { finished, .. } => HostError::new(
+                "restore the container",
+                RestoreError::explain(work, Some(&finished)),
+            ),
             other => HostError::new("restore the container", other),
         };
         let deadline = Instant::now() + IMAGES;
@@ -213,18 +273,28 @@ impl DestinationHost for LocalDestination {
     async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, HostError> {
         let failed = |error| HostError::new("reserve the container", error);
         let container = reserve.container.clone().unwrap_or_default();
-        self.shared.containers.reserve_incoming(&container, reserve.next_epoch).await.map_err(failed)?;
+        self.shared
+            .containers
+            .reserve_incoming(&container, reserve.next_epoch)
+            .await
+            .map_err(failed)?;
         let missing = self.missing_layers().await?;
         self.make_places(&missing).await?;
         let (streams, data_token) = self.expect_streams()?;
         *self.streams.lock().await = Some(streams);
-        Ok(Reservation { layers_missing: missing, data_token })
+        Ok(Reservation {
+            layers_missing: missing,
+            data_token,
+        })
     }
 
     async fn accept_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("accept a data stream", error);
+        let failed =
+            |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("accept a data stream", error);
         let mut streams = self.streams.lock().await;
-        let streams = streams.as_mut().ok_or_else(|| failed("nothing was reserved".into()))?;
+        let streams = streams
+            .as_mut()
+            .ok_or_else(|| failed("nothing was reserved".into()))?;
         let (_, stream) = streams.next(REPLY).await.map_err(|error| failed(error.into()))?;
         Ok(Box::new(stream))
     }
@@ -236,7 +306,11 @@ impl DestinationHost for LocalDestination {
     async fn layers_complete(&self) -> Result<(), HostError> {
         let missing = self.sink.layers_kept().await;
         missing.map_err(|error| HostError::new("wait for the image's layers", error))?;
-        if self.sink.has_place(&TreeName::Rootfs) { Ok(()) } else { self.make_rootfs().await }
+        if self.sink.has_place(&TreeName::Rootfs) {
+            Ok(())
+        } else {
+            self.make_rootfs().await
+        }
     }
 
     async fn record(&self, step: DestinationStep) -> Result<(), HostError> {
@@ -248,7 +322,10 @@ impl DestinationHost for LocalDestination {
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError> {
         let prepare = |error: AnyError| HostError::new("prepare the restore", error);
         let containers = &self.shared.containers;
-        containers.receive_bundle(&self.container, &self.image).await.map_err(|error| prepare(error.into()))?;
+        containers
+            .receive_bundle(&self.container, &self.image)
+            .await
+            .map_err(|error| prepare(error.into()))?;
         let work = self.staging().join("restore");
         make_private(&work).map_err(|error| prepare(error.into()))?;
         let relay = Relay::bind(&work, &self.shared.criu, Operation::Restore);
@@ -258,7 +335,11 @@ impl DestinationHost for LocalDestination {
             environment: relay.environment(),
             deadline: IMAGES,
         };
-        let begun = self.shared.runtime().restore(&containers.paths(&self.container), request).await;
+        let begun = self
+            .shared
+            .runtime()
+            .restore(&containers.paths(&self.container), request)
+            .await;
         let begun = begun.map_err(|error| HostError::new("start the restore", error))?;
         let mut runc: RuncEnd = Box::pin(begun.finished());
         let failure = tokio::select! {
@@ -275,16 +356,26 @@ impl DestinationHost for LocalDestination {
     }
 
     async fn plug_network(&self) -> Result<(), HostError> {
-        let attachment = self.attachment.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(attachment) = attachment else { return Ok(()) };
+        let attachment = self
+            .attachment
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let Some(attachment) = attachment else {
+            return Ok(());
+        };
         let plugged = self.shared.networks().plug(&attachment).await;
-        plugged.map(drop).map_err(|error| HostError::new("put the container on its network", error))
+        plugged
+            .map(drop)
+            .map_err(|error| HostError::new("put the container on its network", error))
     }
 
     async fn adopt(&self) -> Result<(), HostError> {
         let pid = *self.pid.lock().unwrap_or_else(PoisonError::into_inner);
         let adopted = self.shared.containers.adopt(&self.container, pid).await;
-        adopted.map(drop).map_err(|error| HostError::new("register the container", error))
+        adopted
+            .map(drop)
+            .map_err(|error| HostError::new("register the container", error))
     }
 
     async fn drop_staging(&self) -> Result<(), HostError> {
@@ -296,7 +387,9 @@ impl DestinationHost for LocalDestination {
         self.sink.forget();
         let dropped = self.shared.containers.drop_incoming(&self.container).await;
         let staging = self.drop_staging().await;
-        dropped.map_err(|error| HostError::new("remove what was received", error)).and(staging)
+        dropped
+            .map_err(|error| HostError::new("remove what was received", error))
+            .and(staging)
     }
 
     async fn ask_source(&self) -> Result<Verdict, HostError> {
@@ -316,9 +409,14 @@ impl Shared {
     pub async fn ask_source(&self, id: MigrationId, host: &Name) -> Result<Verdict, HostError> {
         let ask = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("ask the source", error);
         let mut client = self.peers().control(host).map_err(|error| ask(error.into()))?;
-        let request = QueryMigrationRequest { migration_id: id.to_string() };
+        let request = QueryMigrationRequest {
+            migration_id: id.to_string(),
+        };
         let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
-        let reply = asked.map_err(|error| ask(error.into()))?.map_err(|error| ask(error.into()))?.into_inner();
+        let reply = asked
+            .map_err(|error| ask(error.into()))?
+            .map_err(|error| ask(error.into()))?
+            .into_inner();
         Ok(match (reply.committed, reply.outcome()) {
             (true, _) => Verdict::Committed,
             (false, MigrationOutcome::Unspecified) if reply.known => Verdict::Undecided,
@@ -338,16 +436,28 @@ struct LocalSink {
 
 impl LocalSink {
     fn place(&self, name: TreeName, path: PathBuf) {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).insert(name, path);
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, path);
     }
 
     fn has_place(&self, name: &TreeName) -> bool {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(name)
     }
 
     fn await_layer(&self, digest: Digest) -> Result<(), HostError> {
-        let staged = self.driver.stage_layer(&digest).map_err(|error| HostError::new("stage a layer", error))?;
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, Some(staged));
+        let staged = self
+            .driver
+            .stage_layer(&digest)
+            .map_err(|error| HostError::new("stage a layer", error))?;
+        self.layers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(digest, Some(staged));
         self.outstanding.send_modify(|outstanding| *outstanding += 1);
         Ok(())
     }
@@ -366,23 +476,45 @@ impl LocalSink {
 
 impl TreeSink for LocalSink {
     fn open(&self, name: &TreeName) -> Result<OwnedFd, HostError> {
-        let unexpected = || HostError::new("take a tree", format!("{name} was not reserved, or was sent before"));
+        let unexpected = || {
+            HostError::new(
+                "take a tree",
+                format!("{name} was not reserved, or was sent before"),
+            )
+        };
         if let TreeName::Layer(digest) = name {
             let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-            let staged = layers.get(digest).and_then(Option::as_ref).ok_or_else(unexpected)?;
-            return staged.open().map_err(|error| HostError::new("open a staged layer", error));
+            let staged = layers
+                .get(digest)
+                .and_then(Option::as_ref)
+                .ok_or_else(unexpected)?;
+            return staged
+                .open()
+                .map_err(|error| HostError::new("open a staged layer", error));
         }
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let path = places.get(name).ok_or_else(unexpected)?;
-        fs::File::open(path).map(OwnedFd::from).map_err(|error| HostError::new("open a tree's directory", error))
+        fs::File::open(path)
+            .map(OwnedFd::from)
+            .map_err(|error| HostError::new("open a tree's directory", error))
     }
 
     fn close(&self, report: &TreeReport) -> Result<(), HostError> {
-        let TreeName::Layer(digest) = &report.name else { return Ok(()) };
-        let staged = self.layers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(digest).and_then(Option::take);
+        let TreeName::Layer(digest) = &report.name else {
+            return Ok(());
+        };
+        let staged = self
+            .layers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(digest)
+            .and_then(Option::take);
         let staged = staged.ok_or_else(|| HostError::new("keep a layer", "it was not reserved"))?;
-        staged.commit().map_err(|error| HostError::new("keep a layer", error))?;
-        self.outstanding.send_modify(|outstanding| *outstanding = outstanding.saturating_sub(1));
+        staged
+            .commit()
+            .map_err(|error| HostError::new("keep a layer", error))?;
+        self.outstanding
+            .send_modify(|outstanding| *outstanding = outstanding.saturating_sub(1));
         Ok(())
     }
 }
@@ -390,7 +522,12 @@ impl TreeSink for LocalSink {
 /// What runc is told beyond what every restore has.
 fn restore_options(images: &Path, work: &Path) -> Vec<OsString> {
     let mut options: Vec<OsString> = ["--tcp-established", "--file-locks"].map(OsString::from).to_vec();
-    options.extend(["--image-path".into(), images.into(), "--work-path".into(), work.into()]);
+    options.extend([
+        "--image-path".into(),
+        images.into(),
+        "--work-path".into(),
+        work.into(),
+    ]);
     options
 }
 

@@ -39,7 +39,10 @@ impl HeldRestore for LocalHeld {
     async fn release(mut self: Box<Self>) -> Result<Vec<Stage>, HostError> {
         let failed = |error| HostError::new("let the restored container run", error);
         let released_at = monotonic_us();
-        self.relay.release().await.map_err(|error| failed(AnyError::from(error)))?;
+        self.relay
+            .release()
+            .await
+            .map_err(|error| failed(AnyError::from(error)))?;
         let finished = self.relay.wait_finished(Instant::now() + RESUME).await;
         let finished = finished.map_err(|error| failed(error.into()))?;
         if !finished.success {
@@ -58,7 +61,10 @@ impl HeldRestore for LocalHeld {
 
     async fn abandon(mut self: Box<Self>) -> Result<(), HostError> {
         let failed = |error| HostError::new("end the restored container", error);
-        self.relay.abort().await.map_err(|error| failed(AnyError::from(error)))?;
+        self.relay
+            .abort()
+            .await
+            .map_err(|error| failed(AnyError::from(error)))?;
         let finished = self.relay.wait_finished(Instant::now() + RESUME).await;
         finished.map_err(|error| failed(error.into()))?;
         // The monitor cleans up behind runc and reports a failure, as it should.
@@ -72,7 +78,10 @@ impl HeldRestore for LocalHeld {
 pub fn stages(times: &[StageTime]) -> Vec<Stage> {
     let now = std::time::Instant::now();
     let now_us = monotonic_us();
-    let at = |us: u64| now.checked_sub(Duration::from_micros(now_us.saturating_sub(us))).unwrap_or(now);
+    let at = |us: u64| {
+        now.checked_sub(Duration::from_micros(now_us.saturating_sub(us)))
+            .unwrap_or(now)
+    };
     times
         .iter()
         .zip(times.iter().skip(1))
@@ -93,7 +102,9 @@ pub async fn remove_staging(path: PathBuf) -> Result<(), HostError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     });
-    removed.await.map_err(|error| HostError::new("remove the migration's staging", error))
+    removed
+        .await
+        .map_err(|error| HostError::new("remove the migration's staging", error))
 }
 
 /// A directory that only root may enter: images are memory.
@@ -102,7 +113,10 @@ pub async fn remove_staging(path: PathBuf) -> Result<(), HostError> {
 /// It cannot be made.
 pub fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 #[cfg(test)]
@@ -112,10 +126,26 @@ mod tests {
     #[test]
     fn a_stretch_goes_from_one_stage_to_the_next() {
         let now = monotonic_us();
-        let time = |stage: &str, at_us| StageTime { stage: stage.to_owned(), at_us };
-        let stages = stages(&[time("started", now - 3_000), time("request", now - 2_000), time("ended", now)]);
-        let named: Vec<_> = stages.iter().map(|stage| (stage.name.as_str(), stage.duration.as_micros())).collect();
-        assert_eq!(named, [("criu started to request", 1_000), ("criu request to ended", 2_000)]);
+        let time = |stage: &str, at_us| StageTime {
+            stage: stage.to_owned(),
+            at_us,
+        };
+        let stages = stages(&[
+            time("started", now - 3_000),
+            time("request", now - 2_000),
+            time("ended", now),
+        ]);
+        let named: Vec<_> = stages
+            .iter()
+            .map(|stage| (stage.name.as_str(), stage.duration.as_micros()))
+            .collect();
+        assert_eq!(
+            named,
+            [
+                ("criu started to request", 1_000),
+                ("criu request to ended", 2_000)
+            ]
+        );
         assert!(stages[0].start < stages[1].start);
     }
 }

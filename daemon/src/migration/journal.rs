@@ -30,7 +30,11 @@ impl Journal {
     /// The journal of `role` in `migration`.
     #[must_use]
     pub fn new(registry: Registry, migration: MigrationId, role: MigrationRole) -> Self {
-        Self { registry, migration, role }
+        Self {
+            registry,
+            migration,
+            role,
+        }
     }
 
     /// Appends a step; durable when it returns `Ok`, unknown after an error.
@@ -47,7 +51,10 @@ impl Journal {
             serde_json::Value::String(word) => word,
             other => other.to_string(),
         };
-        self.registry.migrations().append_step(self.migration, self.role, &word, epoch, data).await?;
+        self.registry
+            .migrations()
+            .append_step(self.migration, self.role, &word, epoch, data)
+            .await?;
         Ok(())
     }
 
@@ -57,7 +64,9 @@ impl Journal {
     /// The database cannot be read, or holds a word this version does not know.
     pub async fn newest<S: DeserializeOwned>(&self) -> Result<Option<S>, JournalError> {
         let steps = self.steps().await?;
-        let newest = steps.last().map(|step| serde_json::Value::String(step.step.clone()));
+        let newest = steps
+            .last()
+            .map(|step| serde_json::Value::String(step.step.clone()));
         Ok(newest.map(serde_json::from_value).transpose()?)
     }
 
@@ -66,6 +75,10 @@ impl Journal {
     /// # Errors
     /// The database cannot be read.
     pub async fn steps(&self) -> Result<Vec<JournalStep>, JournalError> {
-        Ok(self.registry.migrations().steps(self.migration, self.role).await?)
+        Ok(self
+            .registry
+            .migrations()
+            .steps(self.migration, self.role)
+            .await?)
     }
 }

@@ -17,7 +17,11 @@ pub fn of_source(record: &mut Migration, report: SourceReport) {
     record.trees = report
         .trees
         .iter()
-        .map(|tree| TreeBytes { tree: tree.name.to_string(), entries: tree.entries, bytes: tree.bytes })
+        .map(|tree| TreeBytes {
+            tree: tree.name.to_string(),
+            entries: tree.entries,
+            bytes: tree.bytes,
+        })
         .collect();
     match report.end {
         SourceEnd::Done => record.set_outcome(MigrationOutcome::Done),
@@ -35,10 +39,17 @@ pub fn of_destination(record: &mut Migration, report: DestinationReport) {
     match report.end {
         DestinationEnd::Runs => record.set_outcome(MigrationOutcome::Done),
         DestinationEnd::Dropped { failure, undo } => {
-            let outcome = if failure.is_cancelled() { MigrationOutcome::Cancelled } else { MigrationOutcome::RolledBack };
+            let outcome = if failure.is_cancelled() {
+                MigrationOutcome::Cancelled
+            } else {
+                MigrationOutcome::RolledBack
+            };
             record.set_outcome(outcome);
             record.error = with_undo(chain(&failure), &undo);
-            record.advice = format!("the container is at {}; nothing of it is left here", record.source);
+            record.advice = format!(
+                "the container is at {}; nothing of it is left here",
+                record.source
+            );
         }
         DestinationEnd::Lost(failure) => {
             record.set_outcome(MigrationOutcome::Unknown);
@@ -63,18 +74,31 @@ pub fn refused_advice(record: &Migration) -> String {
 
 fn not_started(record: &mut Migration, failure: &Failure) {
     let cancelled = failure.is_cancelled();
-    record.set_outcome(if cancelled { MigrationOutcome::Cancelled } else { MigrationOutcome::Failed });
+    record.set_outcome(if cancelled {
+        MigrationOutcome::Cancelled
+    } else {
+        MigrationOutcome::Failed
+    });
     record.error = chain(failure);
-    record.advice =
-        format!("container {} runs at {} and was not touched", record.container_name, record.source);
+    record.advice = format!(
+        "container {} runs at {} and was not touched",
+        record.container_name, record.source
+    );
 }
 
 fn rolled_back(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
     let cancelled = failure.is_cancelled();
-    record.set_outcome(if cancelled { MigrationOutcome::Cancelled } else { MigrationOutcome::RolledBack });
+    record.set_outcome(if cancelled {
+        MigrationOutcome::Cancelled
+    } else {
+        MigrationOutcome::RolledBack
+    });
     record.error = with_undo(chain(failure), undo);
     record.advice = if undo.is_empty() {
-        format!("container {} runs at {} again", record.container_name, record.source)
+        format!(
+            "container {} runs at {} again",
+            record.container_name, record.source
+        )
     } else {
         format!(
             "container {} is at {} but was not brought back whole; restart transhipd there, which rolls back once more",
@@ -109,7 +133,13 @@ mod tests {
     use super::*;
 
     fn report(end: SourceEnd) -> SourceReport {
-        SourceReport { end, spans: Vec::new(), trees: Vec::new(), blackout_us: 0, total_us: 7 }
+        SourceReport {
+            end,
+            spans: Vec::new(),
+            trees: Vec::new(),
+            blackout_us: 0,
+            total_us: 7,
+        }
     }
 
     fn record() -> Migration {
@@ -123,9 +153,18 @@ mod tests {
 
     #[test]
     fn a_rollback_says_what_failed_and_where_the_container_runs() {
-        let failure = Failure { phase: Phase::Drain, cause: HostError::new("dump it", "io_uring").into() };
+        let failure = Failure {
+            phase: Phase::Drain,
+            cause: HostError::new("dump it", "io_uring").into(),
+        };
         let mut record = record();
-        of_source(&mut record, report(SourceEnd::RolledBack { failure, undo: Vec::new() }));
+        of_source(
+            &mut record,
+            report(SourceEnd::RolledBack {
+                failure,
+                undo: Vec::new(),
+            }),
+        );
         assert_eq!(record.outcome(), MigrationOutcome::RolledBack);
         assert_eq!(record.error, "drain failed: cannot dump it: io_uring");
         assert_eq!(record.advice, "container web runs at a again");
@@ -133,12 +172,19 @@ mod tests {
 
     #[test]
     fn a_failed_undo_is_not_kept_quiet() {
-        let failure = Failure { phase: Phase::Freeze, cause: StepError::Cancelled };
+        let failure = Failure {
+            phase: Phase::Freeze,
+            cause: StepError::Cancelled,
+        };
         let undo = vec![HostError::new("thaw it", "no such cgroup")];
         let mut record = record();
         of_source(&mut record, report(SourceEnd::RolledBack { failure, undo }));
         assert_eq!(record.outcome(), MigrationOutcome::Cancelled);
-        assert!(record.error.ends_with("; also: cannot thaw it: no such cgroup"), "{}", record.error);
+        assert!(
+            record.error.ends_with("; also: cannot thaw it: no such cgroup"),
+            "{}",
+            record.error
+        );
         assert!(record.advice.contains("restart transhipd"));
     }
 }

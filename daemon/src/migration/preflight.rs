@@ -44,13 +44,21 @@ impl Shared {
     fn known_host(&self, name: &str) -> Result<Name, String> {
         let identity = self.peers().identity();
         let Some(identity) = identity else {
-            return Err("this host is in no cluster: `tranship host init` or `tranship host join` first".to_owned());
+            return Err(
+                "this host is in no cluster: `tranship host init` or `tranship host join` first".to_owned(),
+            );
         };
         if identity.name.as_str() == name {
             return Err(format!("the container is on {name} already"));
         }
-        let found = self.peers().hosts().into_iter().find(|host| host.name.as_str() == name);
-        found.map(|host| host.name).ok_or_else(|| format!("there is no host {name:?} in the cluster: see `tranship host ls`"))
+        let found = self
+            .peers()
+            .hosts()
+            .into_iter()
+            .find(|host| host.name.as_str() == name);
+        found
+            .map(|host| host.name)
+            .ok_or_else(|| format!("there is no host {name:?} in the cluster: see `tranship host ls`"))
     }
 
     /// What the destination is told, and the reasons that this host finds by itself.
@@ -64,14 +72,22 @@ impl Shared {
         let (criu, cpuinfo) = match probe(&self.criu).await {
             Ok(criu) => (criu.version.to_string(), cpuinfo_dump(&self.criu).await?),
             Err(error) => {
-                reasons.push(format!("CRIU does not work on {}: {}", self.host_name(), chain(&error)));
+                reasons.push(format!(
+                    "CRIU does not work on {}: {}",
+                    self.host_name(),
+                    chain(&error)
+                ));
                 (String::new(), Vec::new())
             }
         };
         let runc = match probe_runc(&self.runtime().runc).await {
             Ok(runc) => runc.to_string(),
             Err(error) => {
-                reasons.push(format!("runc does not work on {}: {}", self.host_name(), chain(&error)));
+                reasons.push(format!(
+                    "runc does not work on {}: {}",
+                    self.host_name(),
+                    chain(&error)
+                ));
                 String::new()
             }
         };
@@ -104,16 +120,24 @@ impl Shared {
         let mut reasons = Vec::new();
         for volume in &anatomy.volumes {
             let (record, users) = self.daemon.volumes.get(&volume.record.name).await?;
-            let others: Vec<_> = users.into_iter().filter(|user| user != anatomy.record.name.as_str()).collect();
+            let others: Vec<_> = users
+                .into_iter()
+                .filter(|user| user != anatomy.record.name.as_str())
+                .collect();
             if !others.is_empty() {
-                reasons.push(format!("volume {:?} is mounted by {} too", record.name.as_str(), others.join(", ")));
+                reasons.push(format!(
+                    "volume {:?} is mounted by {} too",
+                    record.name.as_str(),
+                    others.join(", ")
+                ));
             }
         }
         Ok(reasons)
     }
 
     async fn ask(&self, host: &Name, request: PreflightRequest) -> Vec<String> {
-        let unreachable = |error: AnyError| vec![format!("{host} cannot be reached: {}", chain(error.as_ref()))];
+        let unreachable =
+            |error: AnyError| vec![format!("{host} cannot be reached: {}", chain(error.as_ref()))];
         let mut client = match self.peers().control(host) {
             Ok(client) => client,
             Err(error) => return unreachable(error.into()),
@@ -129,7 +153,10 @@ impl Shared {
     pub async fn answer(&self, request: &PreflightRequest) -> Result<PreflightReply, AnyError> {
         let facts = self.facts(request).await?;
         let reasons = blockers(request, &facts);
-        let driver = request.spec.as_ref().and_then(|spec| self.storage().get(&spec.storage_driver).ok());
+        let driver = request
+            .spec
+            .as_ref()
+            .and_then(|spec| self.storage().get(&spec.storage_driver).ok());
         let mut layers_present = Vec::new();
         if let Some(driver) = driver {
             for layer in &request.layers {
@@ -138,7 +165,11 @@ impl Shared {
                 }
             }
         }
-        Ok(PreflightReply { blockers: reasons, warnings: Vec::new(), layers_present })
+        Ok(PreflightReply {
+            blockers: reasons,
+            warnings: Vec::new(),
+            layers_present,
+        })
     }
 
     async fn facts(&self, request: &PreflightRequest) -> Result<DestinationFacts, AnyError> {
@@ -148,7 +179,10 @@ impl Shared {
         let criu = probe(&self.criu).await;
         let runc = probe_runc(&self.runtime().runc).await;
         let cpu_mismatch = match &criu {
-            Ok(_) => cpuinfo_check(&self.criu, &request.cpuinfo).await.err().map(|error| chain(&error)),
+            Ok(_) => cpuinfo_check(&self.criu, &request.cpuinfo)
+                .await
+                .err()
+                .map(|error| chain(&error)),
             Err(_) => None,
         };
         let known = self.registry().containers().tombstone(&id).await?;
@@ -158,15 +192,22 @@ impl Shared {
             _ => None,
         };
         let driver = self.storage().get(&spec.storage_driver).ok();
-        let disk_free_bytes = driver.map(|driver| driver.space()).transpose()?.map_or(0, |space| space.free_bytes);
+        let disk_free_bytes = driver
+            .map(|driver| driver.space())
+            .transpose()?
+            .map_or(0, |space| space.free_bytes);
         let binds = spec.mounts.iter().filter(|mount| mount.kind() == MountKind::Bind);
         Ok(DestinationFacts {
             host: self.host_name(),
             architecture: std::env::consts::ARCH.to_owned(),
             // The probe refuses what is too old, and says so.
-            criu: criu.map(|criu| criu.version.to_string()).map_err(|error| chain(&error)),
+            criu: criu
+                .map(|criu| criu.version.to_string())
+                .map_err(|error| chain(&error)),
             criu_new_enough: true,
-            runtime: runc.map(|version| version.to_string()).map_err(|error| chain(&error)),
+            runtime: runc
+                .map(|version| version.to_string())
+                .map_err(|error| chain(&error)),
             runtime_new_enough: true,
             cgroup_version: cgroup_word().to_owned(),
             cpu_mismatch,
@@ -175,7 +216,12 @@ impl Shared {
             known_epoch: known.map(|tombstone| tombstone.epoch),
             address_taken_by,
             storage_drivers: self.storage().names().into_iter().collect(),
-            networks: self.networks().list().into_iter().map(|network| network.name).collect(),
+            networks: self
+                .networks()
+                .list()
+                .into_iter()
+                .map(|network| network.name)
+                .collect(),
             volume_names: self.volume_names().await?,
             bind_paths_missing: binds
                 .filter(|mount| !Path::new(&mount.source).exists())
@@ -188,17 +234,33 @@ impl Shared {
 
     async fn volume_names(&self) -> Result<std::collections::BTreeSet<String>, AnyError> {
         let volumes = self.daemon.volumes.list().await?;
-        Ok(volumes.into_iter().map(|(record, _)| record.name.to_string()).collect())
+        Ok(volumes
+            .into_iter()
+            .map(|(record, _)| record.name.to_string())
+            .collect())
     }
 
     /// Who answers for the address at this host, unless that is the container itself, still at its source.
-    async fn address_owner(&self, network: &str, ip: Ipv4Addr, mac: &str) -> Result<Option<String>, AnyError> {
-        let here = self.containers.list().await?.into_iter().find(|record| record.ip == ip.to_string());
+    async fn address_owner(
+        &self,
+        network: &str,
+        ip: Ipv4Addr,
+        mac: &str,
+    ) -> Result<Option<String>, AnyError> {
+        let here = self
+            .containers
+            .list()
+            .await?
+            .into_iter()
+            .find(|record| record.ip == ip.to_string());
         if let Some(record) = here {
             return Ok(Some(format!("container {}", record.name)));
         }
-        let answered = self.networks().probe_address(network, ip).await?;
-        Ok(answered.map(|owner| owner.to_string()).filter(|owner| !owner.eq_ignore_ascii_case(mac)))
+        let answered = self
+            .networks()
+            .probe_address(network, ip, mac.parse().ok())
+            .await?;
+        Ok(answered.map(|owner| owner.to_string()))
     }
 }
 
@@ -213,7 +275,12 @@ fn cgroup_word() -> &'static str {
 async fn files_bytes(anatomy: &Anatomy) -> Result<u64, AnyError> {
     let mut trees: Vec<_> = anatomy.volumes.iter().map(|volume| volume.path.clone()).collect();
     trees.push(anatomy.driver.writable_path(&anatomy.record.id)?);
-    let measured = crate::blocking::run(move || trees.iter().map(|tree| tree_bytes(tree)).sum::<std::io::Result<u64>>());
+    let measured = crate::blocking::run(move || {
+        trees
+            .iter()
+            .map(|tree| tree_bytes(tree))
+            .sum::<std::io::Result<u64>>()
+    });
     let bytes = measured.await?;
     // Layers that the destination has already are counted too: it may not have the room to lose them meanwhile.
     Ok(bytes + anatomy.image.size_bytes)

@@ -49,7 +49,10 @@ impl Conductor {
     async fn recover_source(&self, record: Migration) -> Result<(), HostError> {
         let (id, container) = ids(&record)?;
         let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Source);
-        let newest = journal.newest::<SourceStep>().await.map_err(|error| HostError::new("read the journal", error))?;
+        let newest = journal
+            .newest::<SourceStep>()
+            .await
+            .map_err(|error| HostError::new("read the journal", error))?;
         let rule = newest.map_or(SourceRecovery::Abort, recover_source);
         tracing::info!(migration_id = %id, role = "source", container = record.container_name, ?newest, ?rule, "taking up a migration");
         match rule {
@@ -65,7 +68,11 @@ impl Conductor {
         }
         self.release(&container).await;
         remove_staging(self.shared.paths.migration(&id)).await?;
-        let step = if rule == SourceRecovery::RollBack { SourceStep::RolledBack } else { SourceStep::Aborted };
+        let step = if rule == SourceRecovery::RollBack {
+            SourceStep::RolledBack
+        } else {
+            SourceStep::Aborted
+        };
         if matches!(rule, SourceRecovery::RollBack | SourceRecovery::Abort) {
             let written = journal.append(step, record.epoch, serde_json::Value::Null).await;
             written.map_err(|error| HostError::new("write the journal", error))?;
@@ -84,7 +91,9 @@ impl Conductor {
             plugged.map_err(|error| HostError::new("give the network back", error))?;
         }
         let cgroup = shared.containers.paths(container).cgroup;
-        let Ok(freezer) = Freezer::of_cgroup(&cgroup) else { return Ok(()) };
+        let Ok(freezer) = Freezer::of_cgroup(&cgroup) else {
+            return Ok(());
+        };
         shared.thaw(&freezer, &cgroup, container)
     }
 
@@ -120,13 +129,27 @@ impl Conductor {
         });
     }
 
-    async fn decide(&self, id: MigrationId, container: &ContainerId, destination: &Name) -> Result<bool, HostError> {
+    async fn decide(
+        &self,
+        id: MigrationId,
+        container: &ContainerId,
+        destination: &Name,
+    ) -> Result<bool, HostError> {
         let shared = &self.shared;
         let journal = Journal::new(shared.registry().clone(), id, MigrationRole::Source);
-        let newest = journal.newest::<SourceStep>().await.map_err(|error| HostError::new("read the journal", error))?;
-        let stored = shared.registry().migrations().get(id, MigrationRole::Source).await;
+        let newest = journal
+            .newest::<SourceStep>()
+            .await
+            .map_err(|error| HostError::new("read the journal", error))?;
+        let stored = shared
+            .registry()
+            .migrations()
+            .get(id, MigrationRole::Source)
+            .await;
         let stored = stored.map_err(|error| HostError::new("read the migration", error))?;
-        let Some(mut record) = stored.map(|stored| stored.migration) else { return Ok(true) };
+        let Some(mut record) = stored.map(|stored| stored.migration) else {
+            return Ok(true);
+        };
         if newest != Some(SourceStep::Committed) {
             // The record that decides was never written: the container is still this host's.
             self.recover_source(record).await?;
@@ -135,10 +158,15 @@ impl Conductor {
         if shared.ask_destination(id, destination).await? != DestinationSays::Runs {
             return Ok(false);
         }
-        let moved = shared.containers.moved(container, destination.as_str(), record.epoch, VolumeFate::Remove).await;
+        let moved = shared
+            .containers
+            .moved(container, destination.as_str(), record.epoch, VolumeFate::Remove)
+            .await;
         moved.map_err(|error| HostError::new("remove the moved container's copy", error))?;
         remove_staging(shared.paths.migration(&id)).await?;
-        let written = journal.append(SourceStep::Done, record.epoch, serde_json::Value::Null).await;
+        let written = journal
+            .append(SourceStep::Done, record.epoch, serde_json::Value::Null)
+            .await;
         written.map_err(|error| HostError::new("write the journal", error))?;
         record.set_outcome(MigrationOutcome::Done);
         record.advice = format!("container {} runs at {destination}", record.container_name);
@@ -151,12 +179,18 @@ impl Conductor {
     async fn recover_destination(&self, record: Migration) -> Result<(), HostError> {
         let (id, container) = ids(&record)?;
         let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
-        let steps = journal.steps().await.map_err(|error| HostError::new("read the journal", error))?;
+        let steps = journal
+            .steps()
+            .await
+            .map_err(|error| HostError::new("read the journal", error))?;
         let newest = journal.newest::<DestinationStep>().await;
         let newest = newest.map_err(|error| HostError::new("read the journal", error))?;
         let rule = newest.map_or(DestinationRecovery::Drop, recover_destination);
         tracing::info!(migration_id = %id, role = "destination", container = record.container_name, ?newest, ?rule, "taking up a migration");
-        let data = steps.first().map(|step| step.data["reserve"].clone()).unwrap_or_default();
+        let data = steps
+            .first()
+            .map(|step| step.data["reserve"].clone())
+            .unwrap_or_default();
         let host = serde_json::from_value::<Reserve>(data).ok().map(|reserve| {
             LocalDestination::new(Arc::clone(&self.shared), id, host_name(&record.source)?, &reserve)
                 .map(|host| (Arc::new(host), reserve))
@@ -189,14 +223,23 @@ impl Conductor {
         dropped.map_err(|error| HostError::new("remove what was received", error))?;
         remove_staging(self.shared.paths.migration(&id)).await?;
         let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
-        let written = journal.append(DestinationStep::Dropped, record.epoch, serde_json::Value::Null).await;
+        let written = journal
+            .append(DestinationStep::Dropped, record.epoch, serde_json::Value::Null)
+            .await;
         written.map_err(|error| HostError::new("write the journal", error))?;
-        self.close_received(id, record, false, "transhipd was restarted".to_owned()).await;
+        self.close_received(id, record, false, "transhipd was restarted".to_owned())
+            .await;
         Ok(())
     }
 
     /// The tasks that were held ended with the daemon before; the images are still here.
-    fn ask_and_restore(&self, id: MigrationId, record: Migration, host: Arc<LocalDestination>, reserve: &Reserve) {
+    fn ask_and_restore(
+        &self,
+        id: MigrationId,
+        record: Migration,
+        host: Arc<LocalDestination>,
+        reserve: &Reserve,
+    ) {
         let (conductor, reserve) = (self.clone(), reserve.clone());
         let _cancelled = self.shared.board.post(id, record.clone());
         tokio::spawn(async move {
@@ -215,10 +258,16 @@ impl Conductor {
     }
 
     /// It was about to run when the daemon before ended: it runs, or it is lost. It is never restored again.
-    async fn inspect(&self, id: MigrationId, record: Migration, host: &LocalDestination) -> Result<(), HostError> {
+    async fn inspect(
+        &self,
+        id: MigrationId,
+        record: Migration,
+        host: &LocalDestination,
+    ) -> Result<(), HostError> {
         let runs = self.shared.is_running(host.container()).await;
         if !runs {
-            let error = "the container was handed over but does not run; the source still has its frozen copy";
+            let error =
+                "the container was handed over but does not run; the source still has its frozen copy";
             self.close_received(id, record, false, error.to_owned()).await;
             return Ok(());
         }
@@ -230,7 +279,11 @@ impl Conductor {
     }
 
     async fn close_received(&self, id: MigrationId, mut record: Migration, runs: bool, error: String) {
-        record.set_outcome(if runs { MigrationOutcome::Done } else { MigrationOutcome::RolledBack });
+        record.set_outcome(if runs {
+            MigrationOutcome::Done
+        } else {
+            MigrationOutcome::RolledBack
+        });
         let place = if runs { &record.destination } else { &record.source };
         record.advice = format!("container {} is at {place}", record.container_name);
         record.error = error;
@@ -241,9 +294,13 @@ impl Conductor {
 
 fn ids(record: &Migration) -> Result<(MigrationId, ContainerId), HostError> {
     let malformed = |error| HostError::new("read the migration's record", error);
-    Ok((record.id.parse().map_err(malformed)?, record.container_id.parse().map_err(malformed)?))
+    Ok((
+        record.id.parse().map_err(malformed)?,
+        record.container_id.parse().map_err(malformed)?,
+    ))
 }
 
 fn host_name(text: &str) -> Result<Name, HostError> {
-    text.parse().map_err(|error| HostError::new("read the migration's record", error))
+    text.parse()
+        .map_err(|error| HostError::new("read the migration's record", error))
 }

@@ -29,8 +29,15 @@ use crate::peers::migrations::{MigrateReplies, PeerMigrations};
 
 #[async_trait]
 impl PeerMigrations for Conductor {
-    async fn preflight(&self, _peer: PeerIdentity, request: PreflightRequest) -> Result<PreflightReply, Status> {
-        self.shared.answer(&request).await.map_err(|error| Status::internal(chain(error.as_ref())))
+    async fn preflight(
+        &self,
+        _peer: PeerIdentity,
+        request: PreflightRequest,
+    ) -> Result<PreflightReply, Status> {
+        self.shared
+            .answer(&request)
+            .await
+            .map_err(|error| Status::internal(chain(error.as_ref())))
     }
 
     async fn migrate(
@@ -56,8 +63,10 @@ impl PeerMigrations for Conductor {
         peer: PeerIdentity,
         request: QueryMigrationRequest,
     ) -> Result<QueryMigrationReply, Status> {
-        let id: MigrationId =
-            request.migration_id.parse().map_err(|_| Status::invalid_argument("not a migration id"))?;
+        let id: MigrationId = request
+            .migration_id
+            .parse()
+            .map_err(|_| Status::invalid_argument("not a migration id"))?;
         let answer = self.shared.journal_says(id, &peer.name).await;
         answer.map_err(|error| Status::internal(chain(&error)))
     }
@@ -71,14 +80,19 @@ impl Conductor {
         if reserve.source != source.as_str() || reserve.destination != shared.host_name() {
             return Err(Status::permission_denied("a reservation between other hosts"));
         }
-        let known = Journal::new(shared.registry().clone(), id, MigrationRole::Destination).steps().await;
+        let known = Journal::new(shared.registry().clone(), id, MigrationRole::Destination)
+            .steps()
+            .await;
         if !known.map_err(|error| Status::internal(chain(&error)))?.is_empty() || shared.board.is_active(id) {
             return Err(Status::already_exists("a migration of that id was here before"));
         }
         let host = LocalDestination::new(Arc::clone(shared), id, source.clone(), &reserve);
         let host = Arc::new(host.map_err(|error| Status::invalid_argument(chain(&error)))?);
         let mut record = received_record(id, &source, &shared.host_name(), &reserve);
-        shared.store(record.clone()).await.map_err(|error| Status::internal(chain(&error)))?;
+        shared
+            .store(record.clone())
+            .await
+            .map_err(|error| Status::internal(chain(&error)))?;
         let _cancelled = shared.board.post(id, record.clone());
         let conversation = Conversation::new(id, Box::new(control));
         let report = Destination::new(id, host, conversation).run(reserve).await;
@@ -96,11 +110,16 @@ impl Shared {
     async fn journal_says(&self, id: MigrationId, peer: &Name) -> Result<QueryMigrationReply, JournalError> {
         for role in [MigrationRole::Source, MigrationRole::Destination] {
             let record = self.registry().migrations().get(id, role).await?;
-            let Some(record) = record.filter(|record| record.peer() == peer.as_str()) else { continue };
+            let Some(record) = record.filter(|record| record.peer() == peer.as_str()) else {
+                continue;
+            };
             let journal = Journal::new(self.registry().clone(), id, role);
             let committed = match role {
                 MigrationRole::Source => {
-                    matches!(journal.newest().await?, Some(SourceStep::Committed | SourceStep::Done))
+                    matches!(
+                        journal.newest().await?,
+                        Some(SourceStep::Committed | SourceStep::Done)
+                    )
                 }
                 _ => journal.newest().await? == Some(DestinationStep::Running),
             };
@@ -122,14 +141,19 @@ async fn forgotten(journal: &Journal, role: MigrationRole) -> Result<bool, Journ
     if role == MigrationRole::Source {
         return Ok(false);
     }
-    Ok(matches!(journal.newest().await?, None | Some(DestinationStep::Dropped)))
+    Ok(matches!(
+        journal.newest().await?,
+        None | Some(DestinationStep::Dropped)
+    ))
 }
 
 async fn first_message(control: &mut GrpcControl) -> Result<(MigrationId, Reserve), Status> {
     let due = || Status::invalid_argument("a migration begins with a reservation");
     let received = tokio::time::timeout(REPLY, control.receive()).await;
     let received = received.map_err(|_| Status::deadline_exceeded("no reservation came"))?;
-    let message = received.map_err(|error| Status::aborted(chain(&error)))?.ok_or_else(due)?;
+    let message = received
+        .map_err(|error| Status::aborted(chain(&error)))?
+        .ok_or_else(due)?;
     match message.body {
         Some(Body::Reserve(reserve)) => Ok((message.migration_id.parse().map_err(|_| due())?, reserve)),
         _ => Err(due()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{Dump, DumpError};
+use tranship_checkpoint::criu::Dump;
 use tranship_checkpoint::freeze::Freezer;
 use tranship_migrate::deadlines::{FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::HostError;
@@ -51,7 +51,16 @@ impl LocalSource {
             .map_err(|error| HostError::new("find the container's cgroup", error))?;
         let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Source);
         let (attachment, dump) = (OnceCell::new(), Mutex::default());
-        Ok(Self { shared, migration, anatomy, destination, journal, freezer, attachment, dump })
+        Ok(Self {
+            shared,
+            migration,
+            anatomy,
+            destination,
+            journal,
+            freezer,
+            attachment,
+            dump,
+        })
     }
 
     /// The epoch the destination will own.
@@ -74,8 +83,12 @@ impl LocalSource {
 
     async fn sizes(&self) -> Result<(u64, Vec<VolumeSource>), HostError> {
         let writable = self.writable_layer()?;
-        let volumes: Vec<_> =
-            self.anatomy.volumes.iter().map(|volume| (volume.record.clone(), volume.path.clone())).collect();
+        let volumes: Vec<_> = self
+            .anatomy
+            .volumes
+            .iter()
+            .map(|volume| (volume.record.clone(), volume.path.clone()))
+            .collect();
         crate::blocking::run(move || {
             let mut total = tree_bytes(&writable)?;
             let mut sources = Vec::new();
@@ -122,7 +135,8 @@ impl SourceHost for LocalSource {
     }
 
     async fn record(&self, step: SourceStep) -> Result<(), HostError> {
-        let data = serde_json::json!({ "container": self.anatomy.record.id, "destination": self.destination });
+        let data =
+            serde_json::json!({ "container": self.anatomy.record.id, "destination": self.destination });
         let written = self.journal.append(step, self.next_epoch(), data).await;
         written.map_err(|error| HostError::new("write the journal", error))
     }
@@ -141,7 +155,9 @@ impl SourceHost for LocalSource {
 
     async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
         let stream = self.shared.peers().open_data(&self.destination).await;
-        Ok(Box::new(stream.map_err(|error| HostError::new("open a data stream", error))?))
+        Ok(Box::new(
+            stream.map_err(|error| HostError::new("open a data stream", error))?,
+        ))
     }
 
     async fn layer(&self, name: &TreeName) -> Result<Tree, HostError> {
@@ -151,7 +167,10 @@ impl SourceHost for LocalSource {
         let (driver, digest) = (Arc::clone(&self.anatomy.driver), digest.clone());
         let path = crate::blocking::run(move || driver.layer_path(&digest)).await;
         let path = path.map_err(|error| HostError::new("find a layer", error))?;
-        Ok(Tree { name: name.clone(), path })
+        Ok(Tree {
+            name: name.clone(),
+            path,
+        })
     }
 
     async fn prepare_dump(&self) -> Result<(), HostError> {
@@ -169,29 +188,57 @@ impl SourceHost for LocalSource {
 
     async fn freeze(&self) -> Result<(), HostError> {
         let frozen = self.freezer.freeze(Instant::now() + FREEZE).await;
-        frozen.map(drop).map_err(|error| HostError::new("freeze the container", error))
+        frozen
+            .map(drop)
+            .map_err(|error| HostError::new("freeze the container", error))
     }
 
     async fn cut_network(&self) -> Result<(), HostError> {
         let attachment = self.attachment().await?;
         let cut = self.shared.networks().unplug(attachment).await;
-        cut.map(drop).map_err(|error| HostError::new("cut the container's network", error))
+        cut.map(drop)
+            .map_err(|error| HostError::new("cut the container's network", error))
     }
 
     async fn dump(&self) -> Result<DumpedImages, HostError> {
-        let failed = |error: DumpError| HostError::new("dump the container", error);
-        let prepared = self.dump.lock().await.take();
-        let mut dump = prepared.ok_or_else(|| HostError::new("dump the container", "it was not prepared"))?;
-        let deadline = Instant::now() + IMAGES;
-        dump.write(deadline).await.map_err(failed)?;
-        let report = dump.complete(deadline).await.map_err(failed)?;
-        Ok(DumpedImages { path: self.staging().join("images"), stages: stages(&report.stages) })
+        let mut prepared = self.dump.lock().await;
+        let dump = prepared
+            .as_mut()
+            .ok_or_else(|| HostError::new("dump the container", "it was not prepared"))?;
+        let barrier = match dump.write(Instant::now() + IMAGES).await {
+            Ok(barrier) => barrier,
+            Err(error) => {
+                // It has ended, and there is nothing left to give up.
+                prepared.take();
+                return Err(HostError::new("dump the container", error));
+            }
+        };
+        Ok(DumpedImages {
+            path: self.staging().join("images"),
+            stages: stages(&barrier.stages),
+        })
+    }
+
+    async fn finish_dump(&self) -> Result<(), HostError> {
+        let Some(dump) = self.dump.lock().await.take() else {
+            return Ok(());
+        };
+        let finished = dump.complete(Instant::now() + REPLY).await;
+        finished
+            .map(drop)
+            .map_err(|error| HostError::new("dump the container", error))
     }
 
     async fn frozen_trees(&self) -> Result<Vec<Tree>, HostError> {
-        let mut trees = vec![Tree { name: TreeName::Rootfs, path: self.writable_layer()? }];
+        let mut trees = vec![Tree {
+            name: TreeName::Rootfs,
+            path: self.writable_layer()?,
+        }];
         for volume in &self.anatomy.volumes {
-            trees.push(Tree { name: TreeName::Volume(volume.record.name.clone()), path: volume.path.clone() });
+            trees.push(Tree {
+                name: TreeName::Volume(volume.record.name.clone()),
+                path: volume.path.clone(),
+            });
         }
         Ok(trees)
     }
@@ -199,7 +246,9 @@ impl SourceHost for LocalSource {
     async fn mend_network(&self) -> Result<(), HostError> {
         let attachment = self.attachment().await?;
         let plugged = self.shared.networks().plug(attachment).await;
-        plugged.map(drop).map_err(|error| HostError::new("give the network back", error))
+        plugged
+            .map(drop)
+            .map_err(|error| HostError::new("give the network back", error))
     }
 
     async fn thaw(&self) -> Result<(), HostError> {
@@ -207,7 +256,8 @@ impl SourceHost for LocalSource {
             let given_up = prepared.abort().await;
             given_up.map_err(|error| HostError::new("give the dump up", error))?;
         }
-        self.shared.thaw(&self.freezer, &self.anatomy.paths.cgroup, &self.anatomy.record.id)
+        self.shared
+            .thaw(&self.freezer, &self.anatomy.paths.cgroup, &self.anatomy.record.id)
     }
 
     async fn drop_staging(&self) -> Result<(), HostError> {
@@ -219,12 +269,18 @@ impl SourceHost for LocalSource {
     async fn remove_copy(&self) -> Result<(), HostError> {
         let id = &self.anatomy.record.id;
         let to = self.destination.as_str();
-        let moved = self.shared.containers.moved(id, to, self.next_epoch(), VolumeFate::Remove).await;
+        let moved = self
+            .shared
+            .containers
+            .moved(id, to, self.next_epoch(), VolumeFate::Remove)
+            .await;
         moved.map_err(|error| HostError::new("remove the moved container's copy", error))
     }
 
     async fn ask_destination(&self) -> Result<DestinationSays, HostError> {
-        self.shared.ask_destination(self.migration, &self.destination).await
+        self.shared
+            .ask_destination(self.migration, &self.destination)
+            .await
     }
 
     fn observe(&self, event: Event<'_>) {
@@ -241,7 +297,10 @@ impl Shared {
         let failed = |error| HostError::new("find the container's network", error);
         let request = NetworkRequest::parse(&record.spec.network, &record.ip, &record.mac, Vec::new());
         let netns = PathBuf::from(format!("/proc/{}/ns/net", record.pid));
-        self.networks().find(&record.id, &request.map_err(failed)?, &netns).await.map_err(failed)
+        self.networks()
+            .find(&record.id, &request.map_err(failed)?, &netns)
+            .await
+            .map_err(failed)
     }
 
     /// What the destination's journal says of a migration that began here.
@@ -249,11 +308,17 @@ impl Shared {
     /// # Errors
     /// It does not answer in time, or with something that means nothing.
     pub async fn ask_destination(&self, id: MigrationId, host: &Name) -> Result<DestinationSays, HostError> {
-        let ask = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("ask the destination", error);
+        let ask =
+            |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("ask the destination", error);
         let mut client = self.peers().control(host).map_err(|error| ask(error.into()))?;
-        let request = QueryMigrationRequest { migration_id: id.to_string() };
+        let request = QueryMigrationRequest {
+            migration_id: id.to_string(),
+        };
         let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
-        let reply = asked.map_err(|error| ask(error.into()))?.map_err(|error| ask(error.into()))?.into_inner();
+        let reply = asked
+            .map_err(|error| ask(error.into()))?
+            .map_err(|error| ask(error.into()))?
+            .into_inner();
         Ok(match (reply.known, reply.committed) {
             (_, true) => DestinationSays::Runs,
             (false, _) => DestinationSays::Gone,
@@ -280,6 +345,8 @@ impl Shared {
             }
             _ => {}
         }
-        freezer.thaw().map_err(|error| HostError::new("thaw the container", error))
+        freezer
+            .thaw()
+            .map_err(|error| HostError::new("thaw the container", error))
     }
 }

@@ -40,8 +40,11 @@ pub fn tree_bytes(root: &Path) -> io::Result<u64> {
 pub fn memory_available_bytes() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("/proc/meminfo has no MemAvailable"))
+    let kib = line
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024)
+        .ok_or_else(|| io::Error::other("/proc/meminfo has no MemAvailable"))
 }
 
 #[cfg(test)]
@@ -54,7 +57,10 @@ mod tests {
         fs::write(dir.path().join("full"), vec![1; 1 << 20]).unwrap();
         let full = tree_bytes(dir.path()).unwrap();
         assert!(full >= 1 << 20);
-        fs::File::create(dir.path().join("sparse")).unwrap().set_len(1 << 30).unwrap();
+        fs::File::create(dir.path().join("sparse"))
+            .unwrap()
+            .set_len(1 << 30)
+            .unwrap();
         fs::hard_link(dir.path().join("full"), dir.path().join("again")).unwrap();
         assert!(tree_bytes(dir.path()).unwrap() < full + (1 << 16));
     }

@@ -121,12 +121,12 @@ impl Packet {
     }
 }
 
-/// Asks on the link of that name, in the calling thread's network namespace, who has the address. Blocks for 200 ms at
-/// most, less when somebody answers.
+/// Asks on the link of that name, in the calling thread's network namespace, who else than `expected` has the address.
+/// Blocks for 200 ms at most, less when somebody else answers.
 ///
 /// # Errors
 /// When the link is down or gone.
-pub(super) fn probe(link: &str, ip: Ipv4Addr) -> std::io::Result<Option<MacAddr>> {
+pub(super) fn probe(link: &str, ip: Ipv4Addr, expected: Option<MacAddr>) -> std::io::Result<Option<MacAddr>> {
     let socket = ArpSocket::open(link)?;
     let own = MacAddr::from_bytes(socket.hardware_address());
     let begin = Instant::now();
@@ -135,8 +135,9 @@ pub(super) fn probe(link: &str, ip: Ipv4Addr) -> std::io::Result<Option<MacAddr>
         let until = PROBES.get(number + 1).copied().unwrap_or(*at + PROBE_WAIT);
         let mut buffer = [0; FRAME_BYTES];
         while let Some(bytes) = socket.receive(&mut buffer, begin + until)? {
-            if let Some(mac) = Packet::decode(bytes).and_then(|packet| packet.claims(ip, own)) {
-                return Ok(Some(mac));
+            let claim = Packet::decode(bytes).and_then(|packet| packet.claims(ip, own));
+            if claim.is_some() && claim != expected {
+                return Ok(claim);
             }
         }
     }

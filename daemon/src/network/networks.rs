@@ -231,17 +231,23 @@ impl Networks {
         cut::unplug(&self.shared.links, &self.shared.announcers, attachment).await
     }
 
-    /// Who answers for an address on a network: for a container that is still at its source, the container. None on
-    /// `none` and `host`. Takes 200 ms when nobody answers.
+    /// Who answers for an address on a network besides `expected`: a container that is still at its source answers too,
+    /// and before another machine that has taken its address. None on `none` and `host`. Takes 200 ms when nobody else
+    /// answers.
     ///
     /// # Errors
     /// When there is no such network, or what the kernel says.
-    pub async fn probe_address(&self, network: &str, ip: Ipv4Addr) -> Result<Option<MacAddr>, NetworkError> {
+    pub async fn probe_address(
+        &self,
+        network: &str,
+        ip: Ipv4Addr,
+        expected: Option<MacAddr>,
+    ) -> Result<Option<MacAddr>, NetworkError> {
         let Place::L2(name, config) = self.place(network)? else {
             return Ok(None);
         };
         let bridge = self.bridge(name, config).await?;
-        self.probe(&bridge, ip).await
+        self.probe(&bridge, ip, expected).await
     }
 
     /// Takes away whatever there is of a container's attachment; nothing there is as good. What is inside its network
@@ -381,7 +387,7 @@ impl Networks {
                     owner: "this host",
                 });
             }
-            return match self.probe(bridge, ip).await? {
+            return match self.probe(bridge, ip, None).await? {
                 None => Ok(ip),
                 Some(mac) => Err(NetworkError::Conflict {
                     network: name.to_owned(),
@@ -392,7 +398,7 @@ impl Networks {
         }
         taken.extend(own);
         for ip in address::candidates(config, &taken) {
-            if self.probe(bridge, ip).await?.is_none() {
+            if self.probe(bridge, ip, None).await?.is_none() {
                 return Ok(ip);
             }
         }
@@ -404,10 +410,15 @@ impl Networks {
         })
     }
 
-    async fn probe(&self, bridge: &Link, ip: Ipv4Addr) -> Result<Option<MacAddr>, NetworkError> {
+    async fn probe(
+        &self,
+        bridge: &Link,
+        ip: Ipv4Addr,
+        expected: Option<MacAddr>,
+    ) -> Result<Option<MacAddr>, NetworkError> {
         let link = bridge.name.clone();
         netns::within(None, "probe for an address", move || {
-            arp::probe(&link, ip).map_err(NetworkError::io(format!("ask on {link} who has {ip}")))
+            arp::probe(&link, ip, expected).map_err(NetworkError::io(format!("ask on {link} who has {ip}")))
         })
         .await
     }

@@ -424,16 +424,20 @@ fn an_address_that_somebody_answers_for_is_refused_with_who_it_is() {
 
     let asked = segment.on_host(async |networks| {
         let taken = networks
-            .probe_address("l2", Ipv4Addr::new(10, 99, 0, 77))
+            .probe_address("l2", Ipv4Addr::new(10, 99, 0, 77), None)
             .await
             .unwrap();
         let free = networks
-            .probe_address("l2", Ipv4Addr::new(10, 99, 0, 78))
+            .probe_address("l2", Ipv4Addr::new(10, 99, 0, 78), None)
             .await
             .unwrap();
-        (taken, free)
+        let expected = networks
+            .probe_address("l2", Ipv4Addr::new(10, 99, 0, 77), taken)
+            .await
+            .unwrap();
+        (taken, free, expected)
     });
-    assert_eq!(asked, (Some(NEIGHBOUR_MAC.parse().unwrap()), None));
+    assert_eq!(asked, (Some(NEIGHBOUR_MAC.parse().unwrap()), None, None));
 }
 
 #[test]

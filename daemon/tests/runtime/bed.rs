@@ -1,6 +1,9 @@
 //! A container of a test: its own directories, cgroup parent and runc root, all of which must be gone in the end.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests: what fails here fails the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: what fails here fails the test"
+)]
 
 use std::fs;
 use std::os::unix::fs::symlink;
