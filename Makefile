@@ -19,7 +19,7 @@ help:
 	@echo 'make test           everything that CI runs; the last line has the totals'
 	@echo 'make lint           shell scripts, formatting, clippy, licences and sources of dependencies'
 	@echo 'make bench          what docs/BENCHMARKS.md reports'
-	@echo 'make fuzz           each fuzz target for FUZZ_SECONDS (60); needs nightly Rust and cargo-fuzz'
+	@echo 'make fuzz           each fuzz target for FUZZ_SECONDS (60); needs cargo-fuzz'
 	@echo 'make clean-testbed  remove what an interrupted run left behind'
 
 setup:
