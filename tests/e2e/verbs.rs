@@ -160,6 +160,15 @@ fn limits(a: &Host, pid: i64) -> Result<()> {
 fn logs_follow_to_the_end_and_exec_is_like_being_there() -> Result<()> {
     let scenario = begin()?;
     let a = scenario.host("a")?;
+    logs(a)?;
+    start(a, "box", "exec sleep 86400")?;
+    exec_flags(a)?;
+    through_pipes(a)?;
+    in_a_terminal(a)?;
+    scenario.end()
+}
+
+fn logs(a: &Host) -> Result<()> {
     let script = "echo one; echo two >&2; sleep 0.7; echo three; exit 3";
     start(a, "talks", script)?;
     let begun = Instant::now();
@@ -189,8 +198,10 @@ fn logs_follow_to_the_end_and_exec_is_like_being_there() -> Result<()> {
         (foreground.text().as_str(), foreground.status.code()) == ("here", Some(4)),
         "in the foreground: {foreground:?}"
     );
+    Ok(())
+}
 
-    start(a, "box", "exec sleep 86400")?;
+fn exec_flags(a: &Host) -> Result<()> {
     for (command, code) in [("exit 42", 42), ("kill -KILL $$", 137)] {
         let ended = a.try_tranship(&["exec", "box", "sh", "-c", command])?;
         ensure!(ended.status.code() == Some(code), "{command}: {ended:?}");
@@ -215,7 +226,11 @@ fn logs_follow_to_the_end_and_exec_is_like_being_there() -> Result<()> {
         "echo $A $(id -u):$(id -g) $PWD",
     ];
     ensure!(a.tranship(&set)? == "1 7:8 /tmp", "flags of exec");
+    Ok(())
+}
 
+/// Much goes in and comes out again, and the command sees the end of it.
+fn through_pipes(a: &Host) -> Result<()> {
     let mut cat = daemon::cli(a, &["exec", "-i", "box", "sh", "-c", "cat; echo end >&2"])?;
     let mut cat = piped(&mut cat)?;
     let big = "0123456789abcde\n".repeat(1 << 14);
@@ -234,8 +249,7 @@ fn logs_follow_to_the_end_and_exec_is_like_being_there() -> Result<()> {
         "stderr: {:?}",
         String::from_utf8_lossy(&output.stderr)
     );
-    in_a_terminal(a)?;
-    scenario.end()
+    Ok(())
 }
 
 /// `exec -it` on a terminal: of the same size, typed into, and its exit code is the command's.
@@ -291,7 +305,12 @@ fn stop_kill_wait_pause_and_rm_do_what_they_do_everywhere() -> Result<()> {
         })?;
     }
     paused(a)?;
+    ended(a)?;
+    removed(a)?;
+    scenario.end()
+}
 
+fn ended(a: &Host) -> Result<()> {
     let waiting = daemon::cli(a, &["wait", "polite", "hears"])?
         .stdout(Stdio::piped())
         .spawn()?;
@@ -345,7 +364,10 @@ fn stop_kill_wait_pause_and_rm_do_what_they_do_everywhere() -> Result<()> {
     )?;
     // Stopping what has stopped is no mistake.
     a.tranship(&["stop", "polite"])?;
+    Ok(())
+}
 
+fn removed(a: &Host) -> Result<()> {
     start(a, "runs", "exec sleep 86400")?;
     failed(&a.try_tranship(&["rm", "runs"])?, 1, "running")?;
     ensure!(
@@ -365,7 +387,7 @@ fn stop_kill_wait_pause_and_rm_do_what_they_do_everywhere() -> Result<()> {
         a.tranship(&["-q", "ps", "-a"])?.is_empty(),
         "something was not removed"
     );
-    scenario.end()
+    Ok(())
 }
 
 /// What is paused stands still, and goes on as if nothing had been.
@@ -391,6 +413,12 @@ fn paused(a: &Host) -> Result<()> {
 fn volumes_and_images_come_and_go_unless_they_are_in_use() -> Result<()> {
     let scenario = begin()?;
     let a = scenario.host("a")?;
+    volumes(a)?;
+    imports(a)?;
+    scenario.end()
+}
+
+fn volumes(a: &Host) -> Result<()> {
     ensure!(
         a.tranship(&["volume", "create", "--label", "for=tests", "data"])? == "data",
         "volume create"
@@ -435,8 +463,11 @@ fn volumes_and_images_come_and_go_unless_they_are_in_use() -> Result<()> {
         a.tranship(&["-q", "volume", "ls"])?.is_empty(),
         "volume ls after rm"
     );
+    Ok(())
+}
 
-    // The same root file system, as a directory and as a tar.
+/// The same root file system, as a directory and as a tar.
+fn imports(a: &Host) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let archive = images::archive("busybox")?;
     command::succeed(
@@ -471,7 +502,7 @@ fn volumes_and_images_come_and_go_unless_they_are_in_use() -> Result<()> {
     failed(&a.try_tranship(&words("run -d", "folder:1"))?, 125, "folder:1")?;
     // The layer that both had is still the other's.
     a.tranship(&words("run --rm --network none", "busybox true"))?;
-    scenario.end()
+    Ok(())
 }
 
 #[test]
