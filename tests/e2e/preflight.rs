@@ -65,15 +65,14 @@ fn every_reason_is_told_before_anything_is_touched() -> Result<()> {
     fits(a, "redis")?;
     who_is_not_there(&scenario)?;
     what_b_cannot_do(a, b)?;
-    before.expect_unchanged(scenario.bed()?)?;
-    fits(a, "redis")?;
     another_machine(&scenario)?;
     what_does_not_run(a)?;
-    too_large(a, b)?;
+    fits(a, "redis")?;
 
     let report = counter.stop()?.checked()?;
     let stall = Duration::from_micros(report.longest_stall_us());
     ensure!(stall < UNTOUCHED, "the client waited {stall:?} for an answer");
+    before.expect_unchanged(scenario.bed()?)?;
     a.migrate("redis", "b").context("with nothing in the way")?;
     scenario.end()
 }
@@ -101,11 +100,18 @@ fn who_is_not_there(scenario: &Scenario) -> Result<()> {
     refused(a, "redis", "b", &["b cannot be reached"])?;
     daemon::start(b)?;
     bed.set_link("b", false)?;
-    refused(a, "redis", "b", &["b cannot be reached"])?;
+    // It takes seconds to be sure that a host does not answer: time to make something that is too large for it.
+    let ballast = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| refused(a, "redis", "b", &["b cannot be reached"]));
+        let ballast = fill(a, b)?;
+        waiting.join().ok().context("the question panicked")??;
+        Ok::<_, anyhow::Error>(ballast)
+    })?;
     bed.set_link("b", true)?;
     wait_for("b to be reached again", Duration::from_secs(10), || {
         fits(a, "redis").map(|()| true)
-    })
+    })?;
+    too_large(a, &ballast)
 }
 
 /// Programs from long ago, and another network than the Redis is on.
@@ -159,8 +165,8 @@ fn what_does_not_run(a: &Host) -> Result<()> {
     Ok(())
 }
 
-/// More files and more memory than b has room for.
-fn too_large(a: &Host, b: &Host) -> Result<()> {
+/// Makes a container with more files and more memory than b has room for; answers what takes up the room there.
+fn fill(a: &Host, b: &Host) -> Result<PathBuf> {
     run(
         a,
         &[
@@ -184,6 +190,10 @@ fn too_large(a: &Host, b: &Host) -> Result<()> {
     // It would be needed twice: as images and as memory.
     let bytes = available_memory()? * 2 / 5;
     a.exec("large", &["fallocate", "-l", &bytes.to_string(), "/memory/file"])?;
+    Ok(ballast)
+}
+
+fn too_large(a: &Host, ballast: &Path) -> Result<()> {
     refused(
         a,
         "large",
