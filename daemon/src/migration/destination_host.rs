@@ -1,32 +1,30 @@
 //! What the destination role asks of this daemon.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use tranship_checkpoint::criu::{
     Discard, Operation, Relay, RelayError, RestoreError, discard, remove_ghosts,
 };
-use tranship_migrate::deadlines::{IMAGES, REPLY, SYNC};
+use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Verdict};
 use tranship_migrate::host::{ByteStream, DestinationHost, Event, HeldRestore, Reservation, Stage};
 use tranship_migrate::transport::TreeSink;
-use tranship_migrate::trees::{TreeName, TreeReport};
+use tranship_migrate::trees::TreeName;
 use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
 use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve};
-use tranship_storage_drivers::driver::{StagedTree, StorageDriver};
 
 use super::conductor::Shared;
 use super::held::{LocalHeld, RuncEnd, make_private, remove_staging, stages};
 use super::journal::Journal;
+use super::sink::LocalSink;
 use crate::network::{Attachment, NetworkRequest};
 use crate::peers::streams::ExpectedStreams;
 use crate::runtime::{RestoreRequest, StartError, Started};
@@ -82,13 +80,7 @@ impl LocalDestination {
             .parse()
             .map_err(|error| HostError::new("read the reservation", error))?;
         let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Destination);
-        let outstanding = watch::Sender::new(0);
-        let sink = LocalSink {
-            driver,
-            places: Mutex::default(),
-            layers: Mutex::default(),
-            outstanding,
-        };
+        let sink = LocalSink::new(driver);
         Ok(Self {
             shared,
             migration,
@@ -119,7 +111,7 @@ impl LocalDestination {
     }
 
     async fn missing_layers(&self) -> Result<Vec<String>, HostError> {
-        let (driver, wanted) = (Arc::clone(&self.sink.driver), self.image.layers.clone());
+        let (driver, wanted) = (Arc::clone(self.sink.driver()), self.image.layers.clone());
         crate::blocking::run(move || {
             let mut missing = Vec::new();
             for layer in wanted {
@@ -422,100 +414,6 @@ impl Shared {
             (false, MigrationOutcome::Unspecified) if reply.known => Verdict::Undecided,
             (false, _) => Verdict::Abandoned,
         })
-    }
-}
-
-/// Where each tree of a migration goes.
-struct LocalSink {
-    driver: Arc<dyn StorageDriver>,
-    places: Mutex<HashMap<TreeName, PathBuf>>,
-    layers: Mutex<HashMap<Digest, Option<StagedTree>>>,
-    /// How many of the layers are not kept yet.
-    outstanding: watch::Sender<usize>,
-}
-
-impl LocalSink {
-    fn place(&self, name: TreeName, path: PathBuf) {
-        self.places
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, path);
-    }
-
-    fn has_place(&self, name: &TreeName) -> bool {
-        self.places
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(name)
-    }
-
-    fn await_layer(&self, digest: Digest) -> Result<(), HostError> {
-        let staged = self
-            .driver
-            .stage_layer(&digest)
-            .map_err(|error| HostError::new("stage a layer", error))?;
-        self.layers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(digest, Some(staged));
-        self.outstanding.send_modify(|outstanding| *outstanding += 1);
-        Ok(())
-    }
-
-    async fn layers_kept(&self) -> Result<(), tokio::time::error::Elapsed> {
-        let mut outstanding = self.outstanding.subscribe();
-        let kept = outstanding.wait_for(|outstanding| *outstanding == 0);
-        tokio::time::timeout(SYNC, kept).await.map(drop)
-    }
-
-    /// Removes staged layers that were never completed.
-    fn forget(&self) {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
-
-impl TreeSink for LocalSink {
-    fn open(&self, name: &TreeName) -> Result<OwnedFd, HostError> {
-        let unexpected = || {
-            HostError::new(
-                "take a tree",
-                format!("{name} was not reserved, or was sent before"),
-            )
-        };
-        if let TreeName::Layer(digest) = name {
-            let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-            let staged = layers
-                .get(digest)
-                .and_then(Option::as_ref)
-                .ok_or_else(unexpected)?;
-            return staged
-                .open()
-                .map_err(|error| HostError::new("open a staged layer", error));
-        }
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = places.get(name).ok_or_else(unexpected)?;
-        fs::File::open(path)
-            .map(OwnedFd::from)
-            .map_err(|error| HostError::new("open a tree's directory", error))
-    }
-
-    fn close(&self, report: &TreeReport) -> Result<(), HostError> {
-        let TreeName::Layer(digest) = &report.name else {
-            return Ok(());
-        };
-        let staged = self
-            .layers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_mut(digest)
-            .and_then(Option::take);
-        let staged = staged.ok_or_else(|| HostError::new("keep a layer", "it was not reserved"))?;
-        staged
-            .commit()
-            .map_err(|error| HostError::new("keep a layer", error))?;
-        self.outstanding
-            .send_modify(|outstanding| *outstanding = outstanding.saturating_sub(1));
-        Ok(())
     }
 }
 

@@ -1,0 +1,137 @@
+//! Where the trees of one incoming migration go: each to the place that was reserved for it, and nowhere else.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tranship_migrate::deadlines::SYNC;
+use tranship_migrate::error::HostError;
+use tranship_migrate::transport::TreeSink;
+use tranship_migrate::trees::{TreeName, TreeReport};
+use tranship_proto::ids::Digest;
+use tranship_storage_drivers::driver::{StagedTree, StorageDriver};
+
+/// Where each tree of a migration goes.
+pub struct LocalSink {
+    driver: Arc<dyn StorageDriver>,
+    places: Mutex<HashMap<TreeName, PathBuf>>,
+    layers: Mutex<HashMap<Digest, Option<StagedTree>>>,
+    /// How many of the layers are not kept yet.
+    outstanding: watch::Sender<usize>,
+}
+
+impl LocalSink {
+    /// Nothing is expected yet. Layers go to `driver`.
+    #[must_use]
+    pub fn new(driver: Arc<dyn StorageDriver>) -> Self {
+        let outstanding = watch::Sender::new(0);
+        Self {
+            driver,
+            places: Mutex::default(),
+            layers: Mutex::default(),
+            outstanding,
+        }
+    }
+
+    /// The driver that keeps layers.
+    #[must_use]
+    pub fn driver(&self) -> &Arc<dyn StorageDriver> {
+        &self.driver
+    }
+
+    /// A tree of that name goes to that directory.
+    pub fn place(&self, name: TreeName, path: PathBuf) {
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, path);
+    }
+
+    /// Whether a tree of that name has its directory.
+    pub fn has_place(&self, name: &TreeName) -> bool {
+        self.places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(name)
+    }
+
+    /// A layer of that digest is to come.
+    ///
+    /// # Errors
+    /// The driver cannot stage it.
+    pub fn await_layer(&self, digest: Digest) -> Result<(), HostError> {
+        let staged = self
+            .driver
+            .stage_layer(&digest)
+            .map_err(|error| HostError::new("stage a layer", error))?;
+        self.layers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(digest, Some(staged));
+        self.outstanding.send_modify(|outstanding| *outstanding += 1);
+        Ok(())
+    }
+
+    /// Waits until every layer that was to come is kept.
+    ///
+    /// # Errors
+    /// One is still missing when the deadline comes.
+    pub async fn layers_kept(&self) -> Result<(), tokio::time::error::Elapsed> {
+        let mut outstanding = self.outstanding.subscribe();
+        let kept = outstanding.wait_for(|outstanding| *outstanding == 0);
+        tokio::time::timeout(SYNC, kept).await.map(drop)
+    }
+
+    /// Removes staged layers that were never completed.
+    pub fn forget(&self) {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+impl TreeSink for LocalSink {
+    fn open(&self, name: &TreeName) -> Result<OwnedFd, HostError> {
+        let unexpected = || {
+            HostError::new(
+                "take a tree",
+                format!("{name} was not reserved, or was sent before"),
+            )
+        };
+        if let TreeName::Layer(digest) = name {
+            let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+            let staged = layers
+                .get(digest)
+                .and_then(Option::as_ref)
+                .ok_or_else(unexpected)?;
+            return staged
+                .open()
+                .map_err(|error| HostError::new("open a staged layer", error));
+        }
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = places.get(name).ok_or_else(unexpected)?;
+        fs::File::open(path)
+            .map(OwnedFd::from)
+            .map_err(|error| HostError::new("open a tree's directory", error))
+    }
+
+    fn close(&self, report: &TreeReport) -> Result<(), HostError> {
+        let TreeName::Layer(digest) = &report.name else {
+            return Ok(());
+        };
+        let staged = self
+            .layers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(digest)
+            .and_then(Option::take);
+        let staged = staged.ok_or_else(|| HostError::new("keep a layer", "it was not reserved"))?;
+        staged
+            .commit()
+            .map_err(|error| HostError::new("keep a layer", error))?;
+        self.outstanding
+            .send_modify(|outstanding| *outstanding = outstanding.saturating_sub(1));
+        Ok(())
+    }
+}
