@@ -218,7 +218,8 @@ fn busy(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EBUSY)
 }
 
-/// Bytes of memory that are charged to a container's cgroup.
+/// Bytes of memory that a container cannot do without: what is charged to its cgroup, but for cached file content, which
+/// the kernel takes back when it needs room and which does not move.
 pub fn memory_bytes(cgroup: &str) -> Result<u64, CgroupError> {
     let directory = directory(cgroup, "memory")?;
     let name = match CgroupVersion::detect() {
@@ -227,10 +228,25 @@ pub fn memory_bytes(cgroup: &str) -> Result<u64, CgroupError> {
     };
     let path = directory.join(name);
     let text = read(&path)?;
-    text.trim().parse().map_err(|_| CgroupError::Content {
+    let charged: u64 = text.trim().parse().map_err(|_| CgroupError::Content {
         path,
         text: text.trim().to_owned(),
-    })
+    })?;
+    Ok(charged.saturating_sub(cached_bytes(&read(&directory.join("memory.stat"))?)))
+}
+
+/// Bytes of cached file content in a `memory.stat`, children included: version 1 has a second set of lines for that.
+/// Shared memory is on other lists.
+fn cached_bytes(stat: &str) -> u64 {
+    let of = |name: &str| -> Option<u64> {
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(key, _)| *key == name)?.1.parse().ok()
+    };
+    let list = |name: &str| of(&format!("total_{name}")).or_else(|| of(name));
+    ["inactive_file", "active_file"]
+        .into_iter()
+        .filter_map(list)
+        .sum()
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, CgroupError> {
@@ -279,7 +295,7 @@ impl<'a> Mount<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CgroupError, CgroupVersion, Mount, relative};
+    use super::{CgroupError, CgroupVersion, Mount, cached_bytes, relative};
 
     const HYBRID: &str = "\
 20 1 0:20 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -293,6 +309,16 @@ mod tests {
         assert_eq!(CgroupVersion::of_mounts(HYBRID), CgroupVersion::V1);
         assert_eq!(CgroupVersion::of_mounts(UNIFIED), CgroupVersion::V2);
         assert_eq!(CgroupVersion::of_mounts(""), CgroupVersion::V1);
+    }
+
+    #[test]
+    fn cached_files_are_found_in_the_stat_of_either_version() {
+        let v1 = "cache 9\nshmem 2\ninactive_file 3\nactive_file 4\ntotal_shmem 2\ntotal_inactive_file 30\n\
+                  total_active_file 40\ntotal_unevictable 5\n";
+        assert_eq!(cached_bytes(v1), 70);
+        let v2 = "anon 100\nfile 9\nshmem 2\ninactive_anon 8\ninactive_file 3\nactive_file 4\n";
+        assert_eq!(cached_bytes(v2), 7);
+        assert_eq!(cached_bytes(""), 0);
     }
 
     #[test]
