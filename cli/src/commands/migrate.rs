@@ -14,9 +14,10 @@ use crate::output::{Columns, Format};
 use crate::{json, units};
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 failed before anything changed; 2 usage; 3 no such container, host or migration;
-4 refused by the preflight; 5 failed and rolled back: the container runs at the source; 6 outcome
-unknown: see `migrate status`; 7 cancelled; 8 timed out and rolled back.
+Exit codes: 0 done; 1 failed before anything changed; 2 usage; 3 no such container or migration;
+4 refused by the preflight, also for an unknown host; 5 failed and rolled back: the container
+runs at the source; 6 outcome unknown: see `migrate status`; 7 cancelled; 8 timed out and rolled
+back.
 
 A container whose name is that of a subcommand is named by its id.";
 
