@@ -27,7 +27,7 @@ const REFUSED: i32 = 4;
 const CANCELLED: i32 = 7;
 
 /// A client of a container that nobody touches waits no longer than this, on a machine with other things to do.
-const UNTOUCHED: Duration = Duration::from_millis(500);
+const UNTOUCHED: Duration = Duration::from_secs(1);
 
 /// More than half of a pool's loop image, so that two of them do not fit into one. Nothing is written.
 const BULK_BYTES: u64 = 10 << 30;
