@@ -25,7 +25,10 @@ use crate::trees::{Tree, TreeName, TreeReport, checkpoint_digest};
 #[derive(Debug)]
 pub enum SourceEnd {
     /// The destination runs the container.
-    Done,
+    Done {
+        /// What of the copy here could not be removed; empty when all was.
+        left: Vec<HostError>,
+    },
     /// It failed before the container was frozen. Nothing changed.
     Failed(Failure),
     /// It failed while the container stood still. It runs here again, unless an undo failed.
@@ -329,15 +332,11 @@ impl Source {
         let host = Arc::clone(&self.host);
         let removed = self.timings.measure("remove the copy", host.remove_copy()).await;
         let staging = host.drop_staging().await;
-        if let Err(error) = removed.and(staging) {
-            // The container runs at the destination all the same; recovery removes the rest at the next start.
-            tracing::error!(migration_id = %self.migration, error = %crate::error::chain(&error), "the moved container's copy could not be removed");
-            return SourceEnd::Done;
+        let mut left: Vec<HostError> = removed.err().into_iter().chain(staging.err()).collect();
+        if left.is_empty() {
+            left.extend(host.record(SourceStep::Done).await.err());
         }
-        if let Err(error) = host.record(SourceStep::Done).await {
-            tracing::error!(migration_id = %self.migration, error = %crate::error::chain(&error), "the end of the migration could not be recorded");
-        }
-        SourceEnd::Done
+        SourceEnd::Done { left }
     }
 
     async fn give_up(&mut self, cause: StepError) -> SourceEnd {

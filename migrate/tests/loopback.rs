@@ -488,7 +488,7 @@ fn assert_one_owner(outcome: &Outcome, what: &str) {
 async fn a_container_moves_and_every_byte_with_it() {
     let outcome = migrate(None, None, false).await;
     assert!(
-        matches!(outcome.source.end, SourceEnd::Done),
+        matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()),
         "{:?}",
         outcome.source.end
     );

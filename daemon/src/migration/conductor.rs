@@ -348,9 +348,11 @@ impl Conductor {
             }
         };
         record.epoch = source.next_epoch();
+        shared.board.change(id, |shown| shown.epoch = record.epoch);
         let report = Source::new(id, source, conversation, cancelled).run().await;
         match &report.end {
-            SourceEnd::Done => {}
+            SourceEnd::Done { left } if left.is_empty() => {}
+            SourceEnd::Done { .. } => self.decide_later(id, container.clone(), destination),
             SourceEnd::Failed(_) | SourceEnd::RolledBack { .. } => self.release(container).await,
             SourceEnd::Unknown(_) => {
                 if let Err(error) = shared.containers.doubt(container).await {

@@ -70,6 +70,14 @@ impl Journal {
         Ok(newest.map(serde_json::from_value).transpose()?)
     }
 
+    /// The epoch that the migration is about; 0 while nothing is on record.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn epoch(&self) -> Result<u64, JournalError> {
+        Ok(self.steps().await?.last().map_or(0, |step| step.epoch))
+    }
+
     /// Every step, in order.
     ///
     /// # Errors

@@ -24,7 +24,19 @@ pub fn of_source(record: &mut Migration, report: SourceReport) {
         })
         .collect();
     match report.end {
-        SourceEnd::Done => record.set_outcome(MigrationOutcome::Done),
+        SourceEnd::Done { left } => {
+            record.set_outcome(MigrationOutcome::Done);
+            if !left.is_empty() {
+                record.error = with_undo(
+                    "its copy at the source could not be removed yet".to_owned(),
+                    &left,
+                );
+                record.advice = format!(
+                    "container {} runs at {}; this goes on trying",
+                    record.container_name, record.destination
+                );
+            }
+        }
         SourceEnd::Failed(failure) => not_started(record, &failure),
         SourceEnd::RolledBack { failure, undo } => rolled_back(record, &failure, &undo),
         SourceEnd::Unknown(failure) => unknown(record, &failure),

@@ -6,9 +6,10 @@
 //! that was asks the source, and restores again from the images that are here if the source has committed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tranship_checkpoint::freeze::Freezer;
-use tranship_migrate::deadlines::ASK_AGAIN;
+use tranship_migrate::deadlines::{ASK_AGAIN, REPLY};
 use tranship_migrate::destination::{DestinationEnd, run_from_ready};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::{
@@ -16,7 +17,7 @@ use tranship_migrate::handoff::{
 };
 use tranship_migrate::host::{DestinationHost, DestinationSays};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
-use tranship_proto::v1::{Migration, MigrationOutcome, MigrationRole, Reserve};
+use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole, Phase, Reserve};
 
 use super::conductor::Conductor;
 use super::destination_host::LocalDestination;
@@ -26,15 +27,16 @@ use crate::clock::now_ms;
 use crate::containers::VolumeFate;
 use crate::registry::MigrationRecord;
 
+/// Between two looks at whether a CRIU of the daemon before has left the tasks.
+const CRIU_LEAVES: Duration = Duration::from_millis(50);
+
 impl Conductor {
     /// Takes every unfinished migration up. What needs the peer goes on in the background.
     ///
     /// # Errors
     /// The registry cannot be read.
     pub async fn recover(&self) -> Result<(), HostError> {
-        let unfinished = self.shared.registry().migrations().unfinished().await;
-        let unfinished = unfinished.map_err(|error| HostError::new("read the migrations", error))?;
-        for MigrationRecord { migration, .. } in unfinished {
+        for MigrationRecord { migration, .. } in self.unfinished().await? {
             let recovered = match migration.role() {
                 MigrationRole::Destination => self.recover_destination(migration.clone()).await,
                 _ => self.recover_source(migration.clone()).await,
@@ -44,6 +46,32 @@ impl Conductor {
             }
         }
         Ok(())
+    }
+
+    /// The records without an end, and the last one of each container that is still marked as on its way: a handoff
+    /// that is done may have left a copy.
+    async fn unfinished(&self) -> Result<Vec<MigrationRecord>, HostError> {
+        let failed = |error| HostError::new("read the migrations", error);
+        let migrations = self.shared.registry().migrations();
+        let mut found = migrations.unfinished().await.map_err(failed)?;
+        let containers = self.shared.containers.list().await;
+        for container in containers.map_err(|error| HostError::new("read the containers", error))? {
+            if !matches!(
+                container.state,
+                ContainerState::Migrating | ContainerState::InDoubt
+            ) {
+                continue;
+            }
+            let last = migrations
+                .of_container(&container.id)
+                .await
+                .map_err(failed)?
+                .pop();
+            found.extend(
+                last.filter(|last| found.iter().all(|known| known.migration.id != last.migration.id)),
+            );
+        }
+        Ok(found)
     }
 
     async fn recover_source(&self, record: Migration) -> Result<(), HostError> {
@@ -74,8 +102,12 @@ impl Conductor {
             SourceStep::Aborted
         };
         if matches!(rule, SourceRecovery::RollBack | SourceRecovery::Abort) {
-            let written = journal.append(step, record.epoch, serde_json::Value::Null).await;
-            written.map_err(|error| HostError::new("write the journal", error))?;
+            let failed = |error| HostError::new("write the journal", error);
+            let epoch = journal.epoch().await.map_err(failed)?;
+            journal
+                .append(step, epoch, serde_json::Value::Null)
+                .await
+                .map_err(failed)?;
         }
         self.close_recovered(id, record, newest).await;
         Ok(())
@@ -94,7 +126,17 @@ impl Conductor {
         let Ok(freezer) = Freezer::of_cgroup(&cgroup) else {
             return Ok(());
         };
-        shared.thaw(&freezer, &cgroup, container)
+        // A CRIU of the daemon before gives up by itself, and may need a moment to leave the tasks.
+        let give_up_at = tokio::time::Instant::now() + REPLY;
+        loop {
+            match shared.thaw(&freezer, &cgroup, container) {
+                Err(error) if tokio::time::Instant::now() < give_up_at => {
+                    tracing::debug!(%container, error = %chain(&error), "the container cannot be thawed yet");
+                }
+                thawed => return thawed,
+            }
+            tokio::time::sleep(CRIU_LEAVES).await;
+        }
     }
 
     async fn close_recovered(&self, id: MigrationId, mut record: Migration, newest: Option<SourceStep>) {
@@ -150,6 +192,11 @@ impl Conductor {
         let Some(mut record) = stored.map(|stored| stored.migration) else {
             return Ok(true);
         };
+        // The journal decides, not the record, which may lag.
+        record.epoch = journal
+            .epoch()
+            .await
+            .map_err(|error| HostError::new("read the journal", error))?;
         if newest != Some(SourceStep::Committed) {
             // The record that decides was never written: the container is still this host's.
             self.recover_source(record).await?;
@@ -169,6 +216,8 @@ impl Conductor {
             .await;
         written.map_err(|error| HostError::new("write the journal", error))?;
         record.set_outcome(MigrationOutcome::Done);
+        record.set_phase(Phase::Clean);
+        record.error.clear();
         record.advice = format!("container {} runs at {destination}", record.container_name);
         record.finished_ms = now_ms();
         tracing::info!(migration_id = %id, role = "source", container = record.container_name, "the handoff is decided: the destination has it");
