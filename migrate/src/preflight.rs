@@ -127,6 +127,11 @@ fn names(request: &PreflightRequest, here: &DestinationFacts, reasons: &mut Vec<
     if !here.storage_drivers.contains(&spec.storage_driver) {
         reasons.push(format!("{host} has no storage driver {:?}", spec.storage_driver));
     }
+    if spec.network == "host" {
+        reasons.push(
+            "it is on the network \"host\": its connections are its host's, and cannot move".to_owned(),
+        );
+    }
     if !here.networks.contains(&spec.network) {
         reasons.push(format!("{host} has no network {:?}", spec.network));
     }
@@ -266,6 +271,17 @@ mod tests {
         here.networks.clear();
         here.disk_free_bytes = 0;
         assert_eq!(blockers(&request(), &here).len(), 3);
+    }
+
+    #[test]
+    fn a_container_on_its_hosts_own_network_stays() {
+        let mut request = request();
+        request.spec.as_mut().unwrap().network = "host".to_owned();
+        let reasons = blockers(&request, &facts());
+        assert!(
+            reasons.len() == 1 && reasons[0].contains("cannot move"),
+            "{reasons:?}"
+        );
     }
 
     #[test]
