@@ -26,22 +26,26 @@ enum Blow {
 
 #[test]
 fn a_destination_whose_daemon_dies_in_any_phase_loses_nothing() -> Result<()> {
-    in_each_phase(Blow::Kill)
+    in_each_phase(
+        Blow::Kill,
+        &[
+            "reserve", "seed", "freeze", "drain", "hold", "commit", "resume", "clean",
+        ],
+    )
 }
 
 #[test]
 fn a_destination_that_is_cut_off_in_any_phase_loses_nothing() -> Result<()> {
-    in_each_phase(Blow::Unplug)
+    // Once the commit may have happened the source asks for half a minute before it calls the outcome unknown: once will do.
+    in_each_phase(Blow::Unplug, &["reserve", "seed", "drain", "hold", "resume"])
 }
 
-fn in_each_phase(blow: Blow) -> Result<()> {
+fn in_each_phase(blow: Blow, phases: &[&str]) -> Result<()> {
     let scenario = Scenario::begin(&["redis"])?;
     let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
     images::run_redis(a, "redis", "data", client)?;
     let counter = Counter::start(client, a.address_of("redis", REDIS_PORT)?, "visits")?;
-    for phase in [
-        "reserve", "seed", "freeze", "drain", "hold", "commit", "resume", "clean",
-    ] {
+    for phase in phases {
         let told = || format!("{blow:?} in phase {phase}");
         strike(&scenario, phase, blow).with_context(told)?;
         let owner = the_one_that_runs(a, b).with_context(told)?;
@@ -85,30 +89,37 @@ fn strike(scenario: &Scenario, phase: &str, blow: Blow) -> Result<()> {
 
 /// The host on which the container runs. As soon as the daemons have talked the other one knows that it does not.
 fn the_one_that_runs<'a>(a: &'a Host, b: &'a Host) -> Result<&'a Host> {
-    let state = |host: &Host| -> Result<Option<String>> {
-        let found = host.try_tranship(&["inspect", "redis"])?;
-        if !found.status.success() {
-            return Ok(None);
-        }
-        let records: Value = serde_json::from_str(&found.text())?;
-        Ok(records[0]["state"].as_str().map(str::to_owned))
-    };
     let mut states = (None, None);
     let mut both = false;
-    wait_for("exactly one host to run the container", DECIDED, || {
-        states = (state(a)?, state(b)?);
-        let runs = |state: &Option<String>| state.as_deref() == Some("running");
-        ensure!(
-            !(runs(&states.0) && runs(&states.1)),
-            "both hosts run the container"
-        );
-        Ok(runs(&states.0) != runs(&states.1))
-    })
+    wait_for(
+        "one host to run the container and the other one to know it",
+        DECIDED,
+        || {
+            states = (state(a)?, state(b)?);
+            // The first may have handed over while the second was asked; one that still runs has not.
+            both |= runs(&states.0) && runs(&states.1) && runs(&state(a)?);
+            Ok((runs(&states.0) && gave_up(&states.1)) || (runs(&states.1) && gave_up(&states.0)))
+        },
+    )
     .with_context(|| format!("on a it is {:?}, on b {:?}", states.0, states.1))?;
     ensure!(!both, "for a while both hosts ran the container");
-    Ok(if states.0.as_deref() == Some("running") {
-        a
-    } else {
-        b
-    })
+    Ok(if runs(&states.0) { a } else { b })
+}
+
+/// The container's state on a host, if it is there.
+fn state(host: &Host) -> Result<Option<String>> {
+    let found = host.try_tranship(&["inspect", "redis"])?;
+    if !found.status.success() {
+        return Ok(None);
+    }
+    let records: Value = serde_json::from_str(&found.text())?;
+    Ok(records[0]["state"].as_str().map(str::to_owned))
+}
+
+fn runs(state: &Option<String>) -> bool {
+    state.as_deref() == Some("running")
+}
+
+fn gave_up(state: &Option<String>) -> bool {
+    matches!(state.as_deref(), None | Some("moved"))
 }

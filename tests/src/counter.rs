@@ -205,7 +205,9 @@ impl Counter {
 impl Drop for Counter {
     fn drop(&mut self) {
         drop(self.stdin.take());
-        // It has its own deadline for each answer, so it ends.
+        // After a failed test it may wait for an answer that never comes. What entered the namespace is gone then, and
+        // the client in there ends with the testbed.
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

@@ -28,7 +28,7 @@ enum Verb {
         #[arg(long, default_value_t = 500)]
         pause_us: u64,
         /// Seconds to wait for an answer.
-        #[arg(long, default_value_t = 60)]
+        #[arg(long, default_value_t = 180)]
         patience_s: u64,
     },
     /// Ask a Redis one thing and print the answer.
