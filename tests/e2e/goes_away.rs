@@ -1,4 +1,4 @@
-//! A destination that goes away in the middle: one host runs the container in the end, and no request is lost.
+//! A host that goes away in the middle: one host runs the container in the end, and no request is lost.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -15,23 +15,30 @@ use tranship_tests::tranship::wait_for;
 /// Both hosts decide what is in doubt within this time once both are back.
 const DECIDED: Duration = Duration::from_secs(30);
 
-/// What happens to host b.
+/// What happens in the middle of a migration from a to b.
 #[derive(Clone, Copy, Debug)]
 enum Blow {
-    /// Its daemon is killed.
+    /// The destination's daemon is killed.
     Kill,
-    /// Its cable is pulled.
+    /// The destination's cable is pulled.
     Unplug,
+    /// The source's daemon is killed.
+    KillSource,
+}
+
+/// Every phase that a source reports.
+const PHASES: [&str; 8] = [
+    "reserve", "seed", "freeze", "drain", "hold", "commit", "resume", "clean",
+];
+
+#[test]
+fn a_source_whose_daemon_dies_in_any_phase_loses_nothing() -> Result<()> {
+    in_each_phase(Blow::KillSource, &PHASES)
 }
 
 #[test]
 fn a_destination_whose_daemon_dies_in_any_phase_loses_nothing() -> Result<()> {
-    in_each_phase(
-        Blow::Kill,
-        &[
-            "reserve", "seed", "freeze", "drain", "hold", "commit", "resume", "clean",
-        ],
-    )
+    in_each_phase(Blow::Kill, &PHASES)
 }
 
 #[test]
@@ -58,7 +65,8 @@ fn in_each_phase(blow: Blow, phases: &[&str]) -> Result<()> {
     scenario.end()
 }
 
-/// Starts a migration, hits host b when the phase begins, waits until the source has given up or lost sight, and mends b.
+/// Starts a migration, strikes when the phase begins, waits until the source has given up, lost sight or died, and mends
+/// what was hit.
 fn strike(scenario: &Scenario, phase: &str, blow: Blow) -> Result<()> {
     let (a, b, bed) = (scenario.host("a")?, scenario.host("b")?, scenario.bed()?);
     let id = a.tranship(&["migrate", "--detach", "redis", "b"])?;
@@ -73,6 +81,7 @@ fn strike(scenario: &Scenario, phase: &str, blow: Blow) -> Result<()> {
             match blow {
                 Blow::Kill => daemon::kill(b)?,
                 Blow::Unplug => bed.set_link("b", false)?,
+                Blow::KillSource => daemon::kill(a)?,
             }
         }
     }
@@ -84,6 +93,10 @@ fn strike(scenario: &Scenario, phase: &str, blow: Blow) -> Result<()> {
             daemon::start(b)
         }
         Blow::Unplug => bed.set_link("b", true),
+        Blow::KillSource => {
+            daemon::kill(a)?;
+            daemon::start(a)
+        }
     }
 }
 
