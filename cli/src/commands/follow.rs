@@ -4,7 +4,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::StreamExt;
 use tranship_proto::v1::{Migration, MigrationOutcome, NameRequest};
 
-use super::timeline;
+use super::timeline::{self, Detail};
 use crate::connect::Client;
 use crate::failure::Failure;
 use crate::output::{Format, Output};
@@ -90,7 +90,7 @@ pub fn report(output: Output, migration: &Migration) -> Result<(), Failure> {
     match (output.quiet, output.format) {
         (true, _) => output.line(&migration.id),
         (false, Format::Json) => output.record(migration),
-        (false, Format::Table) => output.line(&timeline::show(migration)),
+        (false, Format::Table) => output.line(&timeline::show(migration, Detail::Phases)),
     }
 }
 

@@ -8,7 +8,8 @@ use tranship_proto::v1::{
 
 use super::follow::{exit_code, explain, follow, report, report_check};
 use super::root::Session;
-use super::{several, timeline};
+use super::several;
+use super::timeline::{self, Detail};
 use crate::failure::Failure;
 use crate::output::{Columns, Format};
 use crate::{json, units};
@@ -218,7 +219,7 @@ async fn status(session: &Session, ids: &[String]) -> Result<(), Failure> {
         return match session.output.format {
             Format::Json => session.output.record(&migration),
             Format::Table => {
-                session.output.line(&timeline::show(&migration))?;
+                session.output.line(&timeline::show(&migration, Detail::Stages))?;
                 if migration.outcome() != MigrationOutcome::Unspecified {
                     explain(&migration);
                 }
@@ -230,7 +231,7 @@ async fn status(session: &Session, ids: &[String]) -> Result<(), Failure> {
         let migration = get(id).await?;
         match session.output.format {
             Format::Json => Ok(json::value(&migration)?.to_string()),
-            Format::Table => Ok(timeline::show(&migration)),
+            Format::Table => Ok(timeline::show(&migration, Detail::Stages)),
         }
     })
     .await

@@ -3,16 +3,26 @@
 //! Spans of source and destination are on different clocks, so each side's are listed by themselves; only durations are
 //! compared.
 
+use comfy_table::{CellAlignment, Table};
 use tranship_proto::v1::{Migration, MigrationRole, Phase, Span, TreeBytes};
 
 use crate::output::table;
 use crate::{json, units};
 
-/// The whole story, without a line end; of a migration in which nothing was measured only the headline.
-pub fn show(migration: &Migration) -> String {
+/// How much is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// What each phase spent its time on.
+    Phases,
+    /// Also CRIU's stages within.
+    Stages,
+}
+
+/// The story without a line end; of a migration in which nothing was measured only the headline.
+pub fn show(migration: &Migration, detail: Detail) -> String {
     let mut parts = vec![headline(migration)];
     if !migration.spans.is_empty() {
-        parts.push(spans(migration));
+        parts.push(spans(migration, detail));
     }
     if !migration.trees.is_empty() {
         parts.push(trees(migration));
@@ -39,9 +49,11 @@ fn headline(migration: &Migration) -> String {
     format!("{container_name}: {source} -> {destination}   {outcome}{phase}   {id}")
 }
 
-fn spans(migration: &Migration) -> String {
+fn spans(migration: &Migration, detail: Detail) -> String {
     let mut table = table(&["PHASE", "WHAT", "HOST", "START", "TIME"]);
-    let mut spans: Vec<&Span> = migration.spans.iter().collect();
+    align_right(&mut table, &[3, 4]);
+    let shown = |span: &&Span| detail == Detail::Stages || !is_stage(span);
+    let mut spans: Vec<&Span> = migration.spans.iter().filter(shown).collect();
     spans.sort_by_key(|span| (span.phase, span.role, span.start_us));
     let mut last = None;
     for span in spans {
@@ -59,15 +71,21 @@ fn spans(migration: &Migration) -> String {
             phase,
             span.name.clone(),
             host.clone(),
-            right(&units::show_us(span.start_us)),
-            right(&units::show_us(span.duration_us)),
+            units::show_us(span.start_us),
+            units::show_us(span.duration_us),
         ]);
     }
     table.trim_fmt()
 }
 
+/// CRIU's stages are called after the notifications they lie between.
+fn is_stage(span: &Span) -> bool {
+    span.name.starts_with("criu ") && span.name.contains(" to ")
+}
+
 fn trees(migration: &Migration) -> String {
     let mut table = table(&["TREE", "ENTRIES", "BYTES"]);
+    align_right(&mut table, &[1, 2]);
     for tree in &migration.trees {
         let TreeBytes {
             tree: name,
@@ -76,8 +94,8 @@ fn trees(migration: &Migration) -> String {
         } = tree;
         table.add_row(vec![
             shown_name(name),
-            right(&entries.to_string()),
-            right(&units::show_bytes(*bytes)),
+            entries.to_string(),
+            units::show_bytes(*bytes),
         ]);
     }
     table.trim_fmt()
@@ -101,8 +119,12 @@ fn totals(migration: &Migration) -> String {
 }
 
 /// Numbers stand below each other.
-fn right(text: &str) -> String {
-    format!("{text:>9}")
+fn align_right(table: &mut Table, columns: &[usize]) {
+    for index in columns {
+        if let Some(column) = table.column_mut(*index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +152,12 @@ mod tests {
             spans: vec![
                 span(Phase::Hold, MigrationRole::Destination, "restore", 10),
                 span(Phase::Freeze, MigrationRole::Source, "freezer", 5),
+                span(
+                    Phase::Drain,
+                    MigrationRole::Source,
+                    "criu request to post-dump",
+                    6,
+                ),
             ],
             trees: vec![TreeBytes {
                 tree: format!("layer:sha256:{}", "ab".repeat(32)),
@@ -141,7 +169,9 @@ mod tests {
             bytes_sent: 5_000_000,
             ..Migration::default()
         };
-        let text = show(&migration);
+        let text = show(&migration, Detail::Phases);
+        assert!(!text.contains("criu request"), "{text}");
+        assert!(show(&migration, Detail::Stages).contains("criu request"));
         let place = |word: &str| {
             text.find(word)
                 .unwrap_or_else(|| panic!("{word} is missing in\n{text}"))
