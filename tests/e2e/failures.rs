@@ -37,13 +37,23 @@ const KILLED: &str = "
     done
     wait $pid";
 
-/// A CRIU that is killed while it is inside of the tasks leaves its code in them; nobody can undo that, and the container
-/// then stays frozen. So these fail as CRIU fails by itself. Its own faults are numbers: see its `fault-injection.h`.
-const DUMP_FAULTS: [Fault; 2] = [
+/// CRIU's own faults are numbers: see its `fault-injection.h`. One that is killed at a random moment may leave a task at a
+/// system call that it has put there; nobody can undo that, and the container then stays frozen.
+const DUMP_FAULTS: [Fault; 4] = [
     Fault {
         what: "refuses to work",
         script: "exit 1",
         exit_code: NOT_TOUCHED,
+    },
+    Fault {
+        what: "kills itself with its code in the tasks",
+        script: "CRIU_FAULT=1 exec \"$real\" \"$@\"",
+        exit_code: ROLLED_BACK,
+    },
+    Fault {
+        what: "finds that its code in the tasks does not answer",
+        script: "CRIU_FAULT=5 exec \"$real\" \"$@\"",
+        exit_code: ROLLED_BACK,
     },
     Fault {
         what: "fails at the pages",

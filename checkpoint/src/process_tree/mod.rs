@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::cgroup::{self, CgroupError, CgroupVersion};
 use crate::freeze::{FreezeError, Freezer, FreezerState};
 
+mod astray;
 mod sockets;
 
 /// Pause between two looks at a cgroup that is being emptied.
@@ -62,7 +63,8 @@ pub enum Remnant {
         /// That process.
         pid: i32,
     },
-    /// CRIU's code is still mapped.
+    /// It stands in CRIU's code, or at a system call that CRIU put into its own. Code of CRIU's that is only mapped
+    /// does no harm.
     Parasite,
     /// A TCP connection is in repair, and so silent. [`recover`] puts this right.
     Repair {
@@ -75,7 +77,7 @@ impl std::fmt::Display for Remnant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Tracer { pid } => write!(f, "process {pid} still traces it"),
-            Self::Parasite => write!(f, "CRIU's code is still mapped in it"),
+            Self::Parasite => write!(f, "it stands in the middle of what CRIU had it do"),
             Self::Repair { fd } => write!(f, "the TCP connection at its descriptor {fd} is in repair"),
         }
     }
@@ -97,7 +99,7 @@ pub fn recover(cgroup: &str) -> Result<usize, TreeError> {
     Ok(released)
 }
 
-/// Checks that the tasks of `cgroup` are free of CRIU: no tracer, no foreign code, no silenced connection.
+/// Checks that the tasks of `cgroup` are their own again: no tracer, none in CRIU's code, no silenced connection.
 pub fn verify_untouched(cgroup: &str) -> Result<(), TreeError> {
     for pid in pids(cgroup)? {
         // A process that has ended meanwhile has nothing left in it.
@@ -118,9 +120,9 @@ pub fn verify_untouched(cgroup: &str) -> Result<(), TreeError> {
                 });
             }
         }
-        if has_parasite(pid) {
+        if let Some(task) = astray::find(pid, PARASITE) {
             return Err(TreeError::Touched {
-                task: pid,
+                task,
                 remnant: Remnant::Parasite,
             });
         }
@@ -143,11 +145,6 @@ pub fn verify_untouched(cgroup: &str) -> Result<(), TreeError> {
 fn tracer(status: &str) -> Option<i32> {
     let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
     line.trim().parse().ok().filter(|pid| *pid != 0)
-}
-
-fn has_parasite(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/maps"))
-        .is_ok_and(|maps| maps.lines().any(|line| line.contains(PARASITE)))
 }
 
 /// Threads in uninterruptible sleep below a cgroup directory.

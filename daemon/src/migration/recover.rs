@@ -148,6 +148,12 @@ impl Conductor {
             _ => (MigrationOutcome::Failed, "transhipd was restarted".to_owned()),
         };
         record.set_outcome(outcome);
+        record.set_phase(match newest {
+            None => Phase::Preflight,
+            Some(SourceStep::Intent | SourceStep::Aborted) => Phase::Reserve,
+            Some(SourceStep::Freezing | SourceStep::RolledBack) => Phase::Freeze,
+            Some(SourceStep::Committed | SourceStep::Done) => Phase::Clean,
+        });
         record.error = error;
         record.advice = format!("container {} runs at {}", record.container_name, record.source);
         record.finished_ms = now_ms();
@@ -292,17 +298,19 @@ impl Conductor {
         let (conductor, reserve) = (self.clone(), reserve.clone());
         let _cancelled = self.shared.board.post(id, record.clone());
         tokio::spawn(async move {
-            let cleared = host.clear_killed_restore().await;
-            let (runs, error) = match cleared {
-                Err(error) => (false, chain(&error)),
-                Ok(()) => match run_from_ready(id, host, &reserve).await {
-                    DestinationEnd::Runs => (true, String::new()),
-                    DestinationEnd::Dropped { failure, .. } | DestinationEnd::Lost(failure) => {
-                        (false, chain(&failure))
-                    }
-                },
-            };
-            conductor.close_received(id, record, runs, error).await;
+            if let Err(error) = host.clear_killed_restore().await {
+                // The images are kept: the next start tries again.
+                tracing::error!(migration_id = %id, error = %chain(&error), "the container cannot be restored again yet");
+                conductor.shared.board.take(id);
+                return;
+            }
+            match run_from_ready(id, host, &reserve).await {
+                DestinationEnd::Runs => conductor.close_received(id, record, true, String::new()).await,
+                DestinationEnd::Dropped { failure, .. } => {
+                    conductor.close_received(id, record, false, chain(&failure)).await;
+                }
+                DestinationEnd::Lost(failure) => conductor.close_lost(id, record, chain(&failure)).await,
+            }
         });
     }
 
@@ -315,9 +323,8 @@ impl Conductor {
     ) -> Result<(), HostError> {
         let runs = self.shared.is_running(host.container()).await;
         if !runs {
-            let error =
-                "the container was handed over but does not run; the source still has its frozen copy";
-            self.close_received(id, record, false, error.to_owned()).await;
+            let error = "transhipd ended while it let the container run, and the container does not run";
+            self.close_lost(id, record, error.to_owned()).await;
             return Ok(());
         }
         host.adopt().await?;
@@ -325,6 +332,21 @@ impl Conductor {
         host.drop_staging().await?;
         self.close_received(id, record, true, String::new()).await;
         Ok(())
+    }
+
+    /// Handed over, and not running: it is not known whether its first instruction was ever executed, so nobody runs it.
+    async fn close_lost(&self, id: MigrationId, mut record: Migration, error: String) {
+        record.set_outcome(MigrationOutcome::Unknown);
+        record.set_phase(Phase::Resume);
+        record.error = error;
+        record.advice = format!(
+            "{} keeps its frozen copy of container {} and the volumes as they were when it was handed over; neither host \
+             runs it, because it may have run here: look at what it wrote here before anything is removed",
+            record.source, record.container_name
+        );
+        record.finished_ms = now_ms();
+        tracing::error!(migration_id = %id, role = "destination", container = record.container_name, "a container was handed over and does not run");
+        self.shared.close(id, record).await;
     }
 
     async fn close_received(&self, id: MigrationId, mut record: Migration, runs: bool, error: String) {
