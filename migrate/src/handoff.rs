@@ -65,7 +65,8 @@ pub enum DestinationStep {
     Prepared,
     /// CRIU holds the restored tasks; the source has been told or is about to be.
     Ready,
-    /// The source has committed; the tasks are about to run. After this the images are never restored again.
+    /// The source has committed; the tasks are about to run. After this the images are only restored again where it is
+    /// certain that no task has run.
     Resuming,
     /// The container runs here.
     Running,
@@ -82,7 +83,8 @@ pub enum DestinationRecovery {
     Drop,
     /// The source may have committed: ask it, and restore again from the prepared images if it has.
     AskSource,
-    /// It was resumed, or was about to be: see whether its tasks run, and never restore it again.
+    /// It was resumed, or was about to be: see whether its tasks run, and restore it again only where it is certain that
+    /// none ever has.
     Inspect,
 }
 

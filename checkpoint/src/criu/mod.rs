@@ -26,6 +26,6 @@ pub use discard::{Discard, DiscardError, discard};
 pub use dump::{Dump, DumpError, DumpReport, DumpRequest, dump};
 pub use ghosts::{GhostError, remove_ghosts};
 pub use probe::{CriuInfo, ProbeError, probe};
-pub use relay::{Relay, RelayError};
+pub use relay::{Relay, RelayError, was_released};
 pub use restore::{RestoreArguments, RestoreError, restore_arguments};
 pub use wire::{Barrier, BarrierStage, Finished, Operation, RequestSeen, StageTime};

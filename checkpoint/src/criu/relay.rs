@@ -301,6 +301,12 @@ impl Relay {
     }
 }
 
+/// Whether the relay whose socket was in `dir` has let restored tasks run, or may have. Only final when that relay has
+/// ended.
+pub fn was_released(dir: &Path) -> bool {
+    dir.join(wire::RELEASED_NAME).try_exists().unwrap_or(true)
+}
+
 impl Drop for Relay {
     fn drop(&mut self) {
         // A socket that stays behind is replaced by the next bind.

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 /// Longest line either side accepts: a message holds at most a dozen stages and one line of CRIU's log.
 pub const MAX_LINE: usize = 64 * 1024;
 
+/// Name of an empty file beside the relay's socket: the relay makes it before it lets restored tasks run. A daemon that
+/// starts again knows by its absence that none of them has.
+pub const RELEASED_NAME: &str = "released";
+
 /// Names of the variables that tell a relay process what it is part of.
 pub mod environment {
     /// Path of the daemon's socket. Without it the relay only passes on.

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tranship_checkpoint::criu::DumpRequest;
 use tranship_migrate::control::Conversation;
+use tranship_migrate::deadlines::RESUME;
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::source::{Source, SourceEnd};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
@@ -26,6 +28,9 @@ use crate::peers::Peers;
 use crate::registry::{MigrationRecord, Registry, RegistryError};
 use crate::runtime::{Found, Runtime};
 use crate::storage::Storage;
+
+/// Between two looks at a container that is about to come to life.
+const STARTING: Duration = Duration::from_millis(50);
 
 /// Why a migration cannot be started, shown or changed. One that was started says everything else in its record.
 #[derive(Debug, thiserror::Error)]
@@ -126,10 +131,17 @@ impl Shared {
         }
     }
 
-    /// Whether the container's first process lives here.
+    /// Whether the container's first process lives here. Waits for a monitor that is still about to say so.
     pub async fn is_running(&self, container: &ContainerId) -> bool {
-        let found = crate::runtime::find(&self.containers.paths(container)).await;
-        matches!(found, Ok(Found::Running(_) | Found::Paused(_)))
+        let give_up_at = tokio::time::Instant::now() + RESUME;
+        loop {
+            match crate::runtime::find(&self.containers.paths(container)).await {
+                Ok(Found::Starting) if tokio::time::Instant::now() < give_up_at => {
+                    tokio::time::sleep(STARTING).await;
+                }
+                found => return matches!(found, Ok(Found::Running(_) | Found::Paused(_))),
+            }
+        }
     }
 
     /// A record's last state into the registry, and off the board.

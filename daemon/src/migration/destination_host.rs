@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use tranship_checkpoint::criu::{
-    Discard, Operation, Relay, RelayError, RestoreError, discard, remove_ghosts,
+    Discard, Operation, Relay, RelayError, RestoreError, discard, remove_ghosts, was_released,
 };
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
@@ -223,6 +223,17 @@ impl LocalDestination {
         removed.map(drop).map_err(|error| failed(error.into()))
     }
 
+    /// Whether the restored tasks have run, or may have. Only final when nothing of the restore is left.
+    #[must_use]
+    pub fn was_released(&self) -> bool {
+        was_released(&self.work())
+    }
+
+    /// Where CRIU works at the restore.
+    fn work(&self) -> PathBuf {
+        self.staging().join("restore")
+    }
+
     async fn attach(&self, pid: i32) -> Result<(), HostError> {
         let failed = |error| HostError::new("prepare the container's network", error);
         let container = self.reserve.container.clone().unwrap_or_default();
@@ -318,7 +329,7 @@ impl DestinationHost for LocalDestination {
             .receive_bundle(&self.container, &self.image)
             .await
             .map_err(|error| prepare(error.into()))?;
-        let work = self.staging().join("restore");
+        let work = self.work();
         make_private(&work).map_err(|error| prepare(error.into()))?;
         let relay = Relay::bind(&work, &self.shared.criu, Operation::Restore);
         let mut relay = relay.map_err(|error| prepare(error.into()))?;

@@ -259,7 +259,7 @@ impl Conductor {
                 self.ask_and_restore(id, record, host, &reserve);
                 Ok(())
             }
-            DestinationRecovery::Inspect => self.inspect(id, record, &host).await,
+            DestinationRecovery::Inspect => self.inspect(id, record, host, &reserve).await,
             DestinationRecovery::Nothing => {
                 let runs = newest == Some(DestinationStep::Running);
                 self.close_received(id, record, runs, String::new()).await;
@@ -314,17 +314,24 @@ impl Conductor {
         });
     }
 
-    /// It was about to run when the daemon before ended: it runs, or it is lost. It is never restored again.
+    /// It was about to run when the daemon before ended: it runs, or its tasks were never let go and can be restored
+    /// again, or it is lost. What may have run is never restored again.
     async fn inspect(
         &self,
         id: MigrationId,
         record: Migration,
-        host: &LocalDestination,
+        host: Arc<LocalDestination>,
+        reserve: &Reserve,
     ) -> Result<(), HostError> {
-        let runs = self.shared.is_running(host.container()).await;
-        if !runs {
-            let error = "transhipd ended while it let the container run, and the container does not run";
-            self.close_lost(id, record, error.to_owned()).await;
+        if !self.shared.is_running(host.container()).await {
+            // Whoever could still let the tasks go ends by this.
+            host.clear_killed_restore().await?;
+            if host.was_released() {
+                let error = "transhipd ended while it let the container run, and the container does not run";
+                self.close_lost(id, record, error.to_owned()).await;
+            } else {
+                self.ask_and_restore(id, record, host, reserve);
+            }
             return Ok(());
         }
         host.adopt().await?;

@@ -1,6 +1,8 @@
 //! One conversation between runc and CRIU.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,8 @@ use super::{DaemonLink, ProcessError, in_words, lost, passed_on};
 use crate::criu::packet::{self, Packet};
 use crate::criu::rpc::{self, kind};
 use crate::criu::wire::{
-    Barrier, BarrierStage, Decision, Finished, FromRelay, Operation, RequestSeen, StageTime,
+    Barrier, BarrierStage, Decision, Finished, FromRelay, Operation, RELEASED_NAME, RequestSeen, StageTime,
+    environment,
 };
 use crate::monotonic_us;
 
@@ -229,7 +232,8 @@ impl Session {
         let Some(stage) = barrier else {
             return self.to_criu(&packet);
         };
-        let answer = rpc::Request::answer(self.barrier_decision(stage) == Decision::Go);
+        let go = self.barrier_decision(stage) == Decision::Go;
+        let answer = rpc::Request::answer(go && (stage != BarrierStage::PostRestore || mark_released()));
         self.to_criu(&Packet {
             bytes: answer.encode_to_vec(),
             fds: packet.fds,
@@ -302,4 +306,11 @@ impl Session {
     fn to_runc(&self, packet: &Packet) {
         let _ = packet::send(&self.runc, packet);
     }
+}
+
+/// Leaves the mark that tasks may run from now on; false where that fails, and they must not.
+fn mark_released() -> bool {
+    let socket = std::env::var_os(environment::SOCKET).map(PathBuf::from);
+    let mark = socket.and_then(|socket| socket.parent().map(|directory| directory.join(RELEASED_NAME)));
+    mark.is_some_and(|mark| File::create(mark).is_ok())
 }
