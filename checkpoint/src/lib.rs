@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod criu;
 pub mod freeze;
+pub mod memory;
 pub mod process_tree;
 mod sys;
 pub mod version;

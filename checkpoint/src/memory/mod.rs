@@ -1,0 +1,5 @@
+//! Memory that moves while its owner runs: found and read at the source, kept and filled in at the destination.
+
+mod pages;
+
+pub use pages::{PAGE_BYTES, PageBatch, PageRun};
