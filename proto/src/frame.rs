@@ -12,9 +12,12 @@
 //! 0. `tree` numbers the trees of one stream from 0. `offset` is only used by `Data`, 0 elsewhere. The payload of
 //! `Hello`, `TreeBegin`, `Entry` and `TreeEnd` is a protobuf message of [`crate::v1`]; that of `Data` is raw bytes.
 //!
+//! A stream of memory is `Hello`, then any number of `Pages` and, after those of one round, `RoundEnd`; at last `End`.
+//! In both `offset` is the round; the payload of `Pages` is that of [`crate::pages`], `RoundEnd` has none.
+//!
 //! The digest of a tree is BLAKE3 over the header and payload of each of its `Entry` and `Data` frames, in order.
 
-use crate::limits::{MAX_DATA_BYTES, MAX_FILE_BYTES, MAX_MESSAGE_BYTES, MAX_TREES};
+use crate::limits::{MAX_DATA_BYTES, MAX_FILE_BYTES, MAX_MESSAGE_BYTES, MAX_PAGES_BYTES, MAX_TREES};
 
 /// Bytes of a header on the wire.
 pub const HEADER_BYTES: usize = 16;
@@ -35,6 +38,10 @@ pub enum FrameKind {
     TreeEnd = 5,
     /// Nothing follows; a stream that stops without it was cut.
     End = 6,
+    /// Pages of memory: see [`crate::pages`]. `offset` is the round they were read in.
+    Pages = 7,
+    /// This stream has no more pages of the round `offset`.
+    RoundEnd = 8,
 }
 
 impl FrameKind {
@@ -46,6 +53,8 @@ impl FrameKind {
             4 => Self::Data,
             5 => Self::TreeEnd,
             6 => Self::End,
+            7 => Self::Pages,
+            8 => Self::RoundEnd,
             _ => return None,
         })
     }
@@ -55,7 +64,8 @@ impl FrameKind {
     pub fn max_length(self) -> u32 {
         match self {
             Self::Data => MAX_DATA_BYTES,
-            Self::End => 0,
+            Self::Pages => MAX_PAGES_BYTES,
+            Self::End | Self::RoundEnd => 0,
             Self::Hello | Self::TreeBegin | Self::Entry | Self::TreeEnd => MAX_MESSAGE_BYTES,
         }
     }
@@ -70,7 +80,7 @@ pub struct FrameHeader {
     pub tree: u16,
     /// Bytes of payload.
     pub length: u32,
-    /// Where in the file the payload belongs, in bytes.
+    /// Where in the file the payload belongs, in bytes; of pages the round.
     pub offset: u64,
 }
 
@@ -96,6 +106,9 @@ pub enum FrameError {
     /// Data beyond the end of the largest file.
     #[error("data at offset {0}, beyond the largest file")]
     Offset(u64),
+    /// A round beyond any that is ever reached.
+    #[error("round {0} is beyond the limit")]
+    Round(u64),
     /// More trees than a migration has.
     #[error("tree number {0} is beyond the limit")]
     Tree(u16),
@@ -152,6 +165,10 @@ impl FrameHeader {
                 Some(end) if end <= MAX_FILE_BYTES => Ok(()),
                 _ => Err(FrameError::Offset(self.offset)),
             },
+            FrameKind::Pages | FrameKind::RoundEnd if self.offset > u64::from(u32::MAX) => {
+                Err(FrameError::Round(self.offset))
+            }
+            FrameKind::Pages | FrameKind::RoundEnd => Ok(()),
             _ if self.offset != 0 => Err(FrameError::NotZero(self.kind)),
             _ => Ok(()),
         }
@@ -184,6 +201,29 @@ mod tests {
             offset: 0,
         };
         assert_eq!(end.encode(), [6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn frames_of_memory_carry_their_round() {
+        let header = FrameHeader {
+            kind: FrameKind::Pages,
+            tree: 0,
+            length: 24,
+            offset: 0x0102,
+        };
+        let golden = [7, 0, 0, 0, 24, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0];
+        assert_eq!(header.encode(), golden);
+        assert_eq!(FrameHeader::decode(&golden), Ok(header));
+        let far = FrameHeader {
+            kind: FrameKind::RoundEnd,
+            length: 0,
+            offset: 1 << 32,
+            ..header
+        };
+        assert_eq!(
+            FrameHeader::decode(&far.encode()),
+            Err(FrameError::Round(1 << 32))
+        );
     }
 
     #[test]
@@ -244,7 +284,7 @@ mod tests {
         fn whatever_decodes_encodes_to_the_same_bytes(bytes: [u8; HEADER_BYTES]) {
             if let Ok(header) = FrameHeader::decode(&bytes) {
                 prop_assert_eq!(header.encode(), bytes);
-                prop_assert!(header.length <= MAX_DATA_BYTES);
+                prop_assert!(header.length <= header.kind.max_length());
             }
         }
 

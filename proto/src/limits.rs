@@ -25,3 +25,22 @@ pub const MAX_FILE_BYTES: u64 = 1 << 44;
 
 /// Largest message on a control connection; tonic's own default, written down.
 pub const MAX_CONTROL_BYTES: usize = 4 << 20;
+
+/// Content in one frame of pages, in bytes: large enough that a frame's cost does not matter, small enough that each
+/// stream holds little.
+pub const MAX_PAGE_CONTENT_BYTES: u32 = 1 << 20;
+
+/// Runs in one frame of pages. As many as it takes when no page lies beside another, and room for zero runs between.
+pub const MAX_PAGE_RUNS: u32 = 1 << 12;
+
+/// Largest payload of a frame of pages: content, table and its head.
+pub const MAX_PAGES_BYTES: u32 = MAX_PAGE_CONTENT_BYTES + MAX_PAGE_RUNS * 16 + 8;
+
+/// End of the largest address space of a process: five levels of page tables.
+pub const MAX_ADDRESS: u64 = 1 << 56;
+
+/// Largest process id that Linux gives out, `PID_MAX_LIMIT`.
+pub const MAX_PROCESS: u32 = 1 << 22;
+
+/// Streams of memory in one migration.
+pub const MAX_PAGE_STREAMS: u32 = 64;

@@ -2,4 +2,5 @@
 
 mod pages;
 
-pub use pages::{PAGE_BYTES, PageBatch, PageRun};
+pub use pages::PageBatch;
+pub use tranship_proto::pages::{PAGE_BYTES, PageRun};

@@ -1,32 +1,6 @@
-//! Words for pages on their way: where they belong, and what is in them.
+//! Pages with what is in them.
 
-/// Bytes of a page. Hosts with another page size are refused: CRIU's images and the pages on the wire count in these.
-pub const PAGE_BYTES: u64 = 4096;
-
-/// Consecutive pages of one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageRun {
-    /// Address of the first byte, a multiple of [`PAGE_BYTES`].
-    pub start: u64,
-    /// How many pages; not 0.
-    pub pages: u32,
-    /// All of them hold only zeros. Their content is not in [`PageBatch::data`] and never travels.
-    pub zero: bool,
-}
-
-impl PageRun {
-    /// First address behind the run.
-    #[must_use]
-    pub fn end(&self) -> u64 {
-        self.start + self.bytes()
-    }
-
-    /// Bytes that the run covers.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        u64::from(self.pages) * PAGE_BYTES
-    }
-}
+use tranship_proto::pages::PageRun;
 
 /// Pages of one process with what is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
