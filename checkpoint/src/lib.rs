@@ -9,6 +9,7 @@ pub mod freeze;
 pub mod memory;
 pub mod process_tree;
 mod sys;
+pub mod throttle;
 pub mod version;
 
 pub use sys::clock::monotonic_us;

@@ -36,6 +36,7 @@ async fn pair() -> (TestHost, TestHost) {
 
 fn hello(migration: MigrationId, token: &[u8]) -> Vec<u8> {
     let payload = StreamHello {
+        page_stream: 3,
         migration_id: migration.to_string(),
         data_token: token.to_vec(),
     }
@@ -73,7 +74,9 @@ async fn are_connected(from: &TestHost, to: &TestHost) {
     sending.write_all(&hello(migration, b"token")).await.unwrap();
     sending.write_all(b"cargo").await.unwrap();
     sending.shutdown().await.unwrap();
-    let (peer, mut receiving) = expected.next(Duration::from_secs(5)).await.unwrap();
+    let arrived = expected.next(Duration::from_secs(5)).await.unwrap();
+    let (peer, mut receiving) = (arrived.peer, arrived.tls);
+    assert_eq!(arrived.page_stream, 3);
     let mut bytes = Vec::new();
     receiving.read_to_end(&mut bytes).await.unwrap();
     assert_eq!((peer.name, bytes.as_slice()), (from.name(), &b"cargo"[..]));

@@ -37,6 +37,7 @@ pub fn name(body: &Body) -> &'static str {
         Body::Running(_) => "running",
         Body::Abort(_) => "abort",
         Body::Failed(_) => "failed",
+        Body::RoundStored(_) => "round stored",
     }
 }
 

@@ -4,24 +4,27 @@
 //! has said `ready` it cannot know by itself whether the source has committed, so when the connection is lost it asks
 //! the source's journal, for as long as it takes, and holds the restored tasks meanwhile.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
 use tranship_proto::ids::MigrationId;
+use tranship_proto::limits::MAX_PAGE_STREAMS;
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{
-    Failed, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, Running, Seeded, Span,
+    Failed, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, RoundStored, Running, Seeded, Span,
 };
 
 use crate::control::{Conversation, unexpected};
 use crate::deadlines::{ASK_AGAIN, IMAGES, SEED_IDLE, STALL};
 use crate::error::{Failure, HostError, StepError, chain};
 use crate::handoff::{DestinationStep, Verdict};
-use crate::host::{DestinationHost, Event, HeldRestore, Stage};
+use crate::host::{AcceptedStream, DestinationHost, Event, HeldRestore, Stage};
 use crate::timings::{Timings, micros};
-use crate::transport::{TransportError, receive_trees};
-use crate::trees::{TreeReport, checkpoint_digest};
+use crate::transport::{PageKeeper, PagesReport, TransportError, receive_pages, receive_trees};
+use crate::trees::{TreeName, TreeReport, checkpoint_digest};
 
 /// How a migration ended, seen from the destination.
 #[derive(Debug)]
@@ -62,6 +65,9 @@ pub struct Destination {
     next_epoch: u64,
 }
 
+/// Ends of rounds that wait to be told. Rounds follow one another, so there is at most one for each stream.
+const ROUNDS_IN_FLIGHT: usize = MAX_PAGE_STREAMS as usize;
+
 type Receiving = JoinHandle<Result<Vec<TreeReport>, StepError>>;
 
 impl Destination {
@@ -98,8 +104,12 @@ impl Destination {
         reserve: &Reserve,
     ) -> Result<(Box<dyn HeldRestore>, [u8; 32]), StepError> {
         self.reserve(reserve).await?;
-        let mut receiving = AbortOnDrop(self.start_receiving());
-        let said = self.until_drained(&mut receiving.0).await?;
+        if reserve.page_streams > MAX_PAGE_STREAMS {
+            return Err(TransportError::TooManyStreams(reserve.page_streams).into());
+        }
+        let (receiving, mut rounds) = self.start_receiving(reserve.page_streams).await?;
+        let mut receiving = AbortOnDrop(receiving);
+        let said = self.until_drained(&mut receiving.0, &mut rounds).await?;
         let digest = self.prepare(&mut receiving.0, &said).await?;
         let held = self.hold().await?;
         Ok((held, digest))
@@ -119,22 +129,38 @@ impl Destination {
         Ok(())
     }
 
-    fn start_receiving(&self) -> Receiving {
+    async fn start_receiving(&mut self, page_streams: u32) -> Result<(Receiving, StoredRounds), StepError> {
         let host = Arc::clone(&self.host);
-        tokio::spawn(async move {
-            let mut stream = host.accept_stream().await?;
-            Ok(receive_trees(&mut stream, host.sink()).await?)
-        })
+        let (ended, endings) = mpsc::channel(ROUNDS_IN_FLIGHT);
+        let rounds = StoredRounds::new(endings, page_streams);
+        if page_streams == 0 {
+            let receiving = tokio::spawn(async move {
+                let mut accepted = host.accept_stream().await?;
+                Ok(receive_trees(&mut accepted.stream, host.sink()).await?)
+            });
+            return Ok((receiving, rounds));
+        }
+        let keeper = host.page_keeper().await?;
+        let receiving = tokio::spawn(receive_all(host, keeper, page_streams, ended));
+        Ok((receiving, rounds))
     }
 
     /// Follows the source through seed, rounds, freeze and drain, to the digest of all it has sent.
-    async fn until_drained(&mut self, receiving: &mut Receiving) -> Result<Vec<u8>, StepError> {
+    async fn until_drained(
+        &mut self,
+        receiving: &mut Receiving,
+        rounds: &mut StoredRounds,
+    ) -> Result<Vec<u8>, StepError> {
         self.note(Phase::Seed);
         loop {
             let body = tokio::select! {
                 body = self.conversation.hear("drained", SEED_IDLE) => body?,
                 result = &mut *receiving, if self.trees.is_empty() => {
                     self.trees = finished(result)?;
+                    continue;
+                }
+                round = rounds.next() => {
+                    self.conversation.say(Body::RoundStored(RoundStored { round })).await?;
                     continue;
                 }
             };
@@ -164,6 +190,12 @@ impl Destination {
         let digest = checkpoint_digest(&self.trees);
         if said != digest {
             return Err(StepError::Digest);
+        }
+        if self.trees.iter().any(|tree| tree.name == TreeName::Memory) {
+            let host = Arc::clone(&self.host);
+            self.timings
+                .measure("all pages are there", host.memory_complete())
+                .await?;
         }
         self.host.record(DestinationStep::Prepared).await?;
         self.conversation
@@ -335,6 +367,84 @@ impl Destination {
             phase: self.timings.phase(),
             cause,
         }
+    }
+}
+
+/// One stream of trees and all streams of memory, in whichever order they arrive, to their ends.
+async fn receive_all(
+    host: Arc<dyn DestinationHost>,
+    keeper: Arc<dyn PageKeeper>,
+    page_streams: u32,
+    ended: mpsc::Sender<u32>,
+) -> Result<Vec<TreeReport>, StepError> {
+    let mut tasks = JoinSet::new();
+    let mut seen = BTreeSet::new();
+    for _ in 0..=page_streams {
+        let AcceptedStream {
+            page_stream: number,
+            mut stream,
+        } = host.accept_stream().await?;
+        if number > page_streams || !seen.insert(number) {
+            return Err(TransportError::Stream(number).into());
+        }
+        let (sink, keeper, ended) = (host.sink(), Arc::clone(&keeper), ended.clone());
+        tasks.spawn(async move {
+            let received = match number {
+                0 => Received::Trees(receive_trees(&mut stream, sink).await?),
+                _ => {
+                    let report = receive_pages(&mut stream, keeper, ended).await?;
+                    Received::Pages(number, Box::new(report))
+                }
+            };
+            Ok::<_, TransportError>(received)
+        });
+    }
+    drop(ended);
+    let (mut trees, mut pages) = (Vec::new(), BTreeMap::new());
+    while let Some(task) = tasks.join_next().await {
+        match task.map_err(|_| TransportError::Worker)?? {
+            Received::Trees(received) => trees = received,
+            Received::Pages(number, report) => drop(pages.insert(number, *report)),
+        }
+    }
+    let pages: Vec<PagesReport> = pages.into_values().collect();
+    trees.push(PagesReport::as_tree(&pages));
+    Ok(trees)
+}
+
+enum Received {
+    Trees(Vec<TreeReport>),
+    Pages(u32, Box<PagesReport>),
+}
+
+/// Rounds as the streams of memory end them.
+struct StoredRounds {
+    endings: mpsc::Receiver<u32>,
+    streams: u32,
+    /// How many streams have ended the round.
+    ended: BTreeMap<u32, u32>,
+}
+
+impl StoredRounds {
+    fn new(endings: mpsc::Receiver<u32>, streams: u32) -> Self {
+        Self {
+            endings,
+            streams,
+            ended: BTreeMap::new(),
+        }
+    }
+
+    /// The next round that every stream has ended; never, when no more can come. Cancel-safe.
+    async fn next(&mut self) -> u32 {
+        while let Some(round) = self.endings.recv().await {
+            let ended = self.ended.entry(round).or_default();
+            *ended += 1;
+            if *ended == self.streams {
+                self.ended.remove(&round);
+                return round;
+            }
+        }
+        std::future::pending().await
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tranship_proto::v1::Phase;
 
+use crate::convergence::Unreachable;
 use crate::phase;
 use crate::transport::TransportError;
 
@@ -104,6 +105,9 @@ pub enum StepError {
         /// What Go says.
         got: u64,
     },
+    /// The wished-for blackout cannot be kept.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// A person asked for it.
     #[error("cancelled")]
     Cancelled,
@@ -121,6 +125,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Whether time was up.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.cause, StepError::Unreachable(Unreachable::Timeout { .. }))
+    }
+
     /// Whether a person's wish was the cause.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tranship_proto::v1::{Phase, Reserve, Span, StreamHello};
+use tranship_checkpoint::memory::PageSink;
+use tranship_proto::v1::{Phase, Progress, Reserve, Round, Span, StreamHello};
 
 use crate::error::HostError;
 use crate::handoff::{DestinationStep, SourceStep, Verdict};
-use crate::transport::TreeSink;
+use crate::transport::{PageKeeper, TreeSink};
 use crate::trees::{Tree, TreeName, TreeReport};
 
 /// A bulk stream to or from the peer, already encrypted and authenticated.
@@ -28,6 +29,69 @@ pub struct Stage {
     pub start: Instant,
     /// How long it took.
     pub duration: Duration,
+}
+
+/// What one round found, read and handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundFacts {
+    /// Pages, those of zeros included.
+    pub pages: u64,
+    /// Pages that held only zeros.
+    pub zero_pages: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// Time to find them.
+    pub scan: Duration,
+    /// Time to read them, waiting for the streams included.
+    pub read: Duration,
+}
+
+/// Why a round was not read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The streams take no more; they say why.
+    #[error("the streams of memory have failed")]
+    Closed,
+    /// The memory cannot be read.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// A container's memory, read in rounds. Every method blocks, and is called on a thread of its own. Dropping it lets go of
+/// the container.
+pub trait MemoryReader: Send {
+    /// What was written since the round before; at first, everything.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    fn round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError>;
+
+    /// The same for a container that stands still.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    fn frozen_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError>;
+
+    /// After the state was dumped: what is missing of all pages the container has, and the list of them into the images.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    fn last_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError>;
+
+    /// Bytes that a round would send now.
+    ///
+    /// # Errors
+    /// The memory cannot be looked at.
+    fn pending_bytes(&mut self) -> Result<u64, HostError>;
+}
+
+/// How a container's memory can be moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemoryMode {
+    /// In rounds, while the container runs.
+    Live,
+    /// Inside CRIU's images, while it stands still; why.
+    StopAndCopy(String),
 }
 
 /// The images of a frozen container.
@@ -74,6 +138,19 @@ pub trait SourceHost: Send + Sync {
 
     /// Writes the one record that decides. Durable when it returns.
     async fn commit(&self, digest: [u8; 32]) -> Result<(), CommitError>;
+
+    /// How the memory can be moved; touches nothing.
+    async fn memory_mode(&self) -> MemoryMode;
+
+    /// Begins to follow the container's memory.
+    async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError>;
+
+    /// What earlier blackouts between the two hosts cost that had nothing to send; `None` before the first.
+    async fn fixed_cost(&self) -> Option<Duration>;
+
+    /// Holds the container to so many percent of a CPU; `None` gives it back what it may use. Undone by whatever ends the
+    /// migration.
+    async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError>;
 
     /// A new bulk stream to the destination.
     async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError>;
@@ -129,6 +206,10 @@ pub enum Event<'a> {
     Tree(&'a TreeReport),
     /// Spans that have been measured so far, those of the peer included.
     Spans(&'a [Span]),
+    /// A round of memory has been sent and stored.
+    Round(&'a Round),
+    /// Where the rounds stand.
+    Progress(&'a Progress),
 }
 
 /// A restored container whose tasks have not run.
@@ -153,7 +234,13 @@ pub trait DestinationHost: Send + Sync {
     async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, HostError>;
 
     /// The next bulk stream of this migration; its greeting has been read and checked.
-    async fn accept_stream(&self) -> Result<Box<dyn ByteStream>, HostError>;
+    async fn accept_stream(&self) -> Result<AcceptedStream, HostError>;
+
+    /// Where pages of memory go; only where some were reserved.
+    async fn page_keeper(&self) -> Result<Arc<dyn PageKeeper>, HostError>;
+
+    /// All pages and images have arrived: nothing that the images name may be missing.
+    async fn memory_complete(&self) -> Result<(), HostError>;
 
     /// Where its trees go. Refuses names that were not reserved.
     fn sink(&self) -> Arc<dyn TreeSink>;
@@ -186,6 +273,14 @@ pub trait DestinationHost: Send + Sync {
     fn observe(&self, event: Event<'_>);
 }
 
+/// A bulk stream that has arrived.
+pub struct AcceptedStream {
+    /// 0 for trees, else the number of the stream of memory.
+    pub page_stream: u32,
+    /// The stream, behind its greeting.
+    pub stream: Box<dyn ByteStream>,
+}
+
 /// What a destination has reserved.
 #[derive(Clone, Debug)]
 pub struct Reservation {
@@ -196,12 +291,13 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// The greeting of a stream that belongs to this reservation.
+    /// The greeting of a stream that belongs to this reservation; `page_stream` is 0 for the one with trees.
     #[must_use]
-    pub fn hello(&self, migration_id: String) -> StreamHello {
+    pub fn hello(&self, migration_id: String, page_stream: u32) -> StreamHello {
         StreamHello {
             migration_id,
             data_token: self.data_token.clone(),
+            page_stream,
         }
     }
 }

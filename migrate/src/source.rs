@@ -10,15 +10,21 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::migrate_message::Body;
-use tranship_proto::v1::{Drained, Freezing, Go, MigrationRole, Phase, Ready, Running, Seeded, Span};
+use tranship_proto::v1::{
+    Drained, Freezing, Go, MigrationRole, Phase, Ready, Round, RoundStored, Running, Seeded, Span,
+};
 
 use crate::control::{Conversation, unexpected};
+use crate::convergence::{ASSUMED_FIXED, Convergence, Decision, Wishes};
 use crate::deadlines::{ASK_AGAIN, IMAGES, REPLY, RESUME, SYNC};
 use crate::error::{ControlError, Failure, HostError, StepError};
 use crate::handoff::SourceStep;
-use crate::host::{ByteStream, CommitError, DestinationSays, Event, Reservation, SourceHost};
+use crate::host::{
+    ByteStream, CommitError, DestinationSays, DumpedImages, Event, MemoryMode, Reservation, SourceHost,
+};
+use crate::rounds::{Memory, Pass};
 use crate::timings::{Timings, blackout_us};
-use crate::transport::{send_end, send_hello, send_tree};
+use crate::transport::{Pace, PageSenders, send_end, send_hello, send_tree};
 use crate::trees::{Tree, TreeName, TreeReport, checkpoint_digest};
 
 /// How a migration ended, seen from the source.
@@ -43,6 +49,20 @@ pub enum SourceEnd {
     Unknown(Failure),
 }
 
+/// What a person asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// When to freeze, and when to give up.
+    pub wishes: Wishes,
+    /// Streams of memory to open, at least one.
+    pub page_streams: u32,
+    /// Most bytes of memory a second; 0 is no limit.
+    pub max_bandwidth: u64,
+}
+
+/// Between two looks of whoever watches a long round.
+const PROGRESS: Duration = Duration::from_millis(200);
+
 /// A migration's end and what was measured on the way.
 #[derive(Debug)]
 pub struct SourceReport {
@@ -52,6 +72,10 @@ pub struct SourceReport {
     pub spans: Vec<Span>,
     /// What was sent.
     pub trees: Vec<TreeReport>,
+    /// Rounds of memory.
+    pub rounds: Vec<Round>,
+    /// How the memory was moved.
+    pub memory_mode: MemoryMode,
     /// From the freeze to the first instruction at the destination, in microseconds; 0 unless it is done.
     pub blackout_us: u64,
     /// The whole migration, in microseconds.
@@ -64,6 +88,11 @@ pub struct Source {
     host: Arc<dyn SourceHost>,
     conversation: Conversation,
     cancelled: watch::Receiver<bool>,
+    plan: Plan,
+    memory_mode: MemoryMode,
+    memory: Option<Memory>,
+    rounds: Vec<Round>,
+    slowed: bool,
     timings: Timings,
     trees: Vec<TreeReport>,
     peer_spans: Vec<Span>,
@@ -76,6 +105,7 @@ struct Reserved {
     reservation: Reservation,
     epoch: u64,
     stream: Box<dyn ByteStream>,
+    page_streams: Vec<Box<dyn ByteStream>>,
     next_tree: u16,
 }
 
@@ -104,6 +134,7 @@ impl Source {
         migration: MigrationId,
         host: Arc<dyn SourceHost>,
         conversation: Conversation,
+        plan: Plan,
         cancelled: watch::Receiver<bool>,
     ) -> Self {
         Self {
@@ -111,6 +142,11 @@ impl Source {
             host,
             conversation,
             cancelled,
+            plan,
+            memory_mode: MemoryMode::StopAndCopy("nothing was asked yet".to_owned()),
+            memory: None,
+            rounds: Vec::new(),
+            slowed: false,
             timings: Timings::begin(MigrationRole::Source),
             trees: Vec::new(),
             peer_spans: Vec::new(),
@@ -132,6 +168,8 @@ impl Source {
             end,
             spans,
             trees: self.trees,
+            rounds: self.rounds,
+            memory_mode: self.memory_mode,
             blackout_us: self.blackout_us,
             total_us: self.timings.elapsed_us(),
         }
@@ -149,7 +187,13 @@ impl Source {
 
     async fn reserve(&mut self) -> Result<Reserved, StepError> {
         self.enter(Phase::Reserve)?;
-        let reserve = self.host.describe().await?;
+        let mut reserve = self.host.describe().await?;
+        self.memory_mode = self.host.memory_mode().await;
+        reserve.page_streams = match &self.memory_mode {
+            MemoryMode::Live => self.plan.page_streams.max(1),
+            MemoryMode::StopAndCopy(_) => 0,
+        };
+        let page_streams = reserve.page_streams;
         let epoch = reserve.next_epoch;
         self.host.record(SourceStep::Intent).await?;
         self.conversation.say(Body::Reserve(reserve)).await?;
@@ -161,17 +205,33 @@ impl Source {
             layers_missing: reserved.layers_missing,
             data_token: reserved.data_token,
         };
-        let mut stream = self.host.open_stream().await?;
-        send_hello(&mut stream, &reservation.hello(self.migration.to_string())).await?;
+        let stream = self.open_stream(&reservation, 0).await?;
+        let mut streams = Vec::new();
+        for number in 1..=page_streams {
+            streams.push(self.open_stream(&reservation, number).await?);
+        }
         Ok(Reserved {
             reservation,
             epoch,
             stream,
+            page_streams: streams,
             next_tree: 0,
         })
     }
 
-    /// What never changes can be sent while the container runs: layers of the image.
+    async fn open_stream(
+        &mut self,
+        reservation: &Reservation,
+        page_stream: u32,
+    ) -> Result<Box<dyn ByteStream>, StepError> {
+        let mut stream = self.host.open_stream().await?;
+        let hello = reservation.hello(self.migration.to_string(), page_stream);
+        send_hello(&mut stream, &hello).await?;
+        Ok(stream)
+    }
+
+    /// What can be sent while the container runs: layers of the image, which never change, and its memory for the first
+    /// time.
     async fn seed(&mut self, reserved: &mut Reserved) -> Result<(), StepError> {
         self.enter(Phase::Seed)?;
         let began = Instant::now();
@@ -183,6 +243,8 @@ impl Source {
             self.send(reserved, &layer).await?;
         }
         self.timings.record("layers", began, began.elapsed());
+        self.first_round(std::mem::take(&mut reserved.page_streams))
+            .await?;
         self.conversation.say(Body::Seeded(Seeded {})).await?;
         match self.hear("seeded", SYNC).await? {
             Body::Seeded(_) => Ok(()),
@@ -190,15 +252,102 @@ impl Source {
         }
     }
 
-    /// Stop and copy has no rounds: everything that changes is sent while the container stands still. What can be done
-    /// before is done before.
+    async fn first_round(&mut self, streams: Vec<Box<dyn ByteStream>>) -> Result<(), StepError> {
+        if streams.is_empty() {
+            return Ok(());
+        }
+        let host = Arc::clone(&self.host);
+        let reader = self
+            .timings
+            .measure("follow the memory", host.track_memory())
+            .await?;
+        let senders = PageSenders::start(streams, Pace::new(self.plan.max_bandwidth));
+        self.memory = Some(Memory::new(reader, senders));
+        self.round().await
+    }
+
+    /// Memory in rounds until the rest is small enough for the blackout. What else can be done before the freeze is done
+    /// here, at last.
     async fn rounds(&mut self) -> Result<(), StepError> {
         self.enter(Phase::Rounds)?;
         let host = Arc::clone(&self.host);
-        Ok(self
-            .timings
-            .measure("prepare the dump", host.prepare_dump())
-            .await?)
+        let fixed = host.fixed_cost().await.unwrap_or(ASSUMED_FIXED);
+        let mut convergence = Convergence::new(self.plan.wishes);
+        let mut prepared = false;
+        loop {
+            self.enter(Phase::Rounds)?;
+            let decision = self.decide(&mut convergence, fixed).await?;
+            match decision {
+                Decision::Freeze if prepared => return Ok(()),
+                Decision::Freeze => {
+                    self.timings
+                        .measure("prepare the dump", host.prepare_dump())
+                        .await?;
+                    prepared = true;
+                }
+                Decision::Round => self.round().await?,
+                Decision::Slow(percent) => {
+                    self.slowed = true;
+                    host.slow_down(Some(percent)).await?;
+                    self.round().await?;
+                }
+                Decision::GiveUp(why) => return Err(why.into()),
+            }
+        }
+    }
+
+    async fn decide(
+        &mut self,
+        convergence: &mut Convergence,
+        fixed: Duration,
+    ) -> Result<Decision, StepError> {
+        let elapsed = Duration::from_micros(self.timings.elapsed_us());
+        let Some(memory) = &mut self.memory else {
+            return Ok(Decision::Freeze);
+        };
+        let facts = memory.look(elapsed, fixed).await?;
+        let decision = convergence.decide(&facts);
+        tracing::debug!(migration_id = %self.migration, remaining_bytes = facts.remaining_bytes, predicted_ms = facts.predicted().as_millis(), ?decision, "between rounds");
+        self.host.observe(Event::Progress(&memory.progress()));
+        Ok(decision)
+    }
+
+    /// One round, until the destination has stored it.
+    async fn round(&mut self) -> Result<(), StepError> {
+        let Some(mut memory) = self.memory.take() else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        self.read_watched(&mut memory).await?;
+        let number = memory.end_round().await?;
+        match self.hear("round stored", SYNC).await? {
+            Body::RoundStored(RoundStored { round }) if round == number => {}
+            other => return Err(unexpected("round stored", &other)),
+        }
+        let took = began.elapsed();
+        self.timings.record(&format!("round {number}"), began, took);
+        if let Some(round) = memory.stored(took) {
+            self.host.observe(Event::Round(&round));
+        }
+        self.memory = Some(memory);
+        Ok(())
+    }
+
+    async fn read_watched(&mut self, memory: &mut Memory) -> Result<(), StepError> {
+        let (mut progress, sent) = (memory.progress(), memory.counter());
+        let mut ticks = tokio::time::interval(PROGRESS);
+        let reading = memory.read(Pass::Running);
+        tokio::pin!(reading);
+        loop {
+            tokio::select! {
+                read = &mut reading => return read.map(drop),
+                () = is_set(&mut self.cancelled) => return Err(StepError::Cancelled),
+                _ = ticks.tick() => {
+                    progress.sent_bytes = sent.load(std::sync::atomic::Ordering::Relaxed);
+                    self.host.observe(Event::Progress(&progress));
+                }
+            }
+        }
     }
 
     async fn freeze(&mut self) -> Result<(), StepError> {
@@ -208,14 +357,24 @@ impl Source {
         self.frozen_at = Some(Instant::now());
         let host = Arc::clone(&self.host);
         self.timings.measure("freezer", host.freeze()).await?;
+        self.full_speed().await?;
         self.timings.measure("network cut", host.cut_network()).await?;
+        Ok(())
+    }
+
+    /// CRIU's code runs inside the container, and is not to be slowed down with it.
+    async fn full_speed(&mut self) -> Result<(), HostError> {
+        if self.slowed {
+            self.host.slow_down(None).await?;
+            self.slowed = false;
+        }
         Ok(())
     }
 
     async fn drain(&mut self, reserved: &mut Reserved) -> Result<[u8; 32], StepError> {
         self.enter(Phase::Drain)?;
         let host = Arc::clone(&self.host);
-        let images = self.timings.measure("dump", host.dump()).await?;
+        let images = self.dump().await?;
         for stage in &images.stages {
             self.timings.record(&stage.name, stage.start, stage.duration);
         }
@@ -232,6 +391,7 @@ impl Source {
                 .record(&format!("send {}", tree.name), began, began.elapsed());
         }
         send_end(&mut reserved.stream).await?;
+        self.end_memory().await?;
         self.timings.measure("criu leaves", host.finish_dump()).await?;
         let digest = checkpoint_digest(&self.trees);
         self.conversation
@@ -248,6 +408,37 @@ impl Source {
         self.timings
             .record("verified and durable", began, began.elapsed());
         Ok(digest)
+    }
+
+    /// The state by CRIU, and beside it the pages that were written last.
+    async fn dump(&mut self) -> Result<DumpedImages, StepError> {
+        let host = Arc::clone(&self.host);
+        let Some(memory) = &mut self.memory else {
+            return Ok(self.timings.measure("dump", host.dump()).await?);
+        };
+        let began = Instant::now();
+        let ((images, dumped), (round, read)) =
+            tokio::join!(timed(host.dump()), timed(memory.read(Pass::Frozen)));
+        self.timings.record("dump", began, dumped);
+        self.timings.record("last written pages", began, read);
+        let (images, _) = (images?, round?);
+        let began = Instant::now();
+        memory.read(Pass::Last).await?;
+        self.timings.record("list of pages", began, began.elapsed());
+        Ok(images)
+    }
+
+    async fn end_memory(&mut self) -> Result<(), StepError> {
+        let Some(memory) = self.memory.take() else {
+            return Ok(());
+        };
+        let began = Instant::now();
+        let (report, rounds) = memory.finish().await?;
+        self.timings.record("send memory", began, began.elapsed());
+        self.host.observe(Event::Tree(&report));
+        self.trees.push(report);
+        self.rounds = rounds;
+        Ok(())
     }
 
     async fn hold(&mut self) -> Result<(), StepError> {
@@ -343,10 +534,15 @@ impl Source {
         let cause = self.peers_own_words(cause).await;
         let failure = self.failure(cause);
         self.conversation.abort(crate::error::chain(&failure)).await;
+        if let Some(memory) = self.memory.take() {
+            self.rounds = memory.rounds().to_vec();
+        }
+        let slow = self.full_speed().await;
         let (step, mut undo) = match self.frozen_at {
             None => (SourceStep::Aborted, Vec::new()),
             Some(_) => (SourceStep::RolledBack, self.undo_freeze().await),
         };
+        undo.extend(slow.err());
         undo.extend(self.host.drop_staging().await.err());
         if undo.is_empty() {
             undo.extend(self.host.record(step).await.err());
@@ -423,6 +619,12 @@ impl Source {
             cause: cause.into(),
         }
     }
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let began = Instant::now();
+    let result = work.await;
+    (result, began.elapsed())
 }
 
 async fn is_set(flag: &mut watch::Receiver<bool>) {

@@ -18,6 +18,8 @@ pub enum TreeName {
     Volume(Name),
     /// A read-only layer of the image.
     Layer(Digest),
+    /// Pages of memory, which are no files and have streams of their own.
+    Memory,
 }
 
 /// A text that names no tree.
@@ -32,6 +34,7 @@ impl fmt::Display for TreeName {
             Self::Rootfs => f.write_str("rootfs"),
             Self::Volume(name) => write!(f, "volume:{name}"),
             Self::Layer(digest) => write!(f, "layer:{digest}"),
+            Self::Memory => f.write_str("memory"),
         }
     }
 }

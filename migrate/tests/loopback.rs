@@ -3,29 +3,34 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+#[path = "loopback/memory.rs"]
+mod memory;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use memory::{Keeper, Memories, SimulatedMemory};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tranship_migrate::control::{Control, Conversation};
+use tranship_migrate::convergence::{OnTimeout, Wishes};
 use tranship_migrate::destination::{Destination, DestinationEnd, DestinationReport};
 use tranship_migrate::error::{ControlError, HostError};
 use tranship_migrate::handoff::{DestinationStep, SourceStep, Verdict, verdict};
 use tranship_migrate::host::{
-    ByteStream, CommitError, DestinationHost, DestinationSays, DumpedImages, Event, HeldRestore, Reservation,
-    SourceHost, Stage,
+    AcceptedStream, ByteStream, CommitError, DestinationHost, DestinationSays, DumpedImages, Event,
+    HeldRestore, MemoryMode, MemoryReader, Reservation, SourceHost, Stage,
 };
-use tranship_migrate::source::{Source, SourceEnd, SourceReport};
-use tranship_migrate::transport::TreeSink;
+use tranship_migrate::source::{Plan, Source, SourceEnd, SourceReport};
+use tranship_migrate::transport::{PageKeeper, TreeSink};
 use tranship_migrate::trees::{Tree, TreeName, TreeReport};
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::migrate_message::Body;
-use tranship_proto::v1::{MigrateMessage, Reserve};
+use tranship_proto::v1::{MigrateMessage, Reserve, StreamHello};
 
 /// What both hosts share: who runs, what was journaled, and what is to fail.
 #[derive(Default)]
@@ -38,6 +43,9 @@ struct World {
     copy_removed: bool,
     source_journal: Vec<SourceStep>,
     destination_journal: Vec<DestinationStep>,
+    stop_and_copy: bool,
+    memories: Memories,
+    slowed: bool,
     fail: Option<&'static str>,
     calls: Vec<&'static str>,
 }
@@ -64,7 +72,7 @@ impl Shared {
 struct SimulatedSource {
     world: Shared,
     dir: PathBuf,
-    stream: Mutex<Option<tokio::io::DuplexStream>>,
+    streams: Mutex<VecDeque<tokio::io::DuplexStream>>,
 }
 
 #[async_trait]
@@ -90,9 +98,31 @@ impl SourceHost for SimulatedSource {
         Ok(())
     }
 
+    async fn memory_mode(&self) -> MemoryMode {
+        if self.world.with(|world| world.stop_and_copy) {
+            MemoryMode::StopAndCopy("told to".to_owned())
+        } else {
+            MemoryMode::Live
+        }
+    }
+
+    async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError> {
+        self.world.enter("track memory")?;
+        Ok(Box::new(SimulatedMemory::new(self.world.clone())))
+    }
+
+    async fn fixed_cost(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError> {
+        self.world.with(|world| world.slowed = percent.is_some());
+        Ok(())
+    }
+
     async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
         self.world.enter("open stream")?;
-        let stream = self.stream.lock().unwrap().take();
+        let stream = self.streams.lock().unwrap().pop_front();
         Ok(Box::new(
             stream.ok_or_else(|| HostError::new("open stream", "taken"))?,
         ))
@@ -220,7 +250,7 @@ impl TreeSink for Place {
 struct SimulatedDestination {
     world: Shared,
     place: Arc<Place>,
-    stream: Mutex<Option<tokio::io::DuplexStream>>,
+    streams: Mutex<VecDeque<tokio::io::DuplexStream>>,
 }
 
 struct Held(Shared);
@@ -260,12 +290,12 @@ impl DestinationHost for SimulatedDestination {
         })
     }
 
-    async fn accept_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
+    async fn accept_stream(&self) -> Result<AcceptedStream, HostError> {
         let mut stream = self
-            .stream
+            .streams
             .lock()
             .unwrap()
-            .take()
+            .pop_front()
             .ok_or_else(|| HostError::new("accept", "taken"))?;
         let mut greeting = [0; 16];
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut greeting)
@@ -276,7 +306,21 @@ impl DestinationHost for SimulatedDestination {
         tokio::io::AsyncReadExt::read_exact(&mut stream, &mut payload)
             .await
             .map_err(|error| HostError::new("greet", error))?;
-        Ok(Box::new(stream))
+        let hello = <StreamHello as prost::Message>::decode(payload.as_slice())
+            .map_err(|error| HostError::new("greet", error))?;
+        Ok(AcceptedStream {
+            page_stream: hello.page_stream,
+            stream: Box::new(stream),
+        })
+    }
+
+    async fn page_keeper(&self) -> Result<Arc<dyn PageKeeper>, HostError> {
+        self.world.enter("page keeper")?;
+        Ok(Arc::new(Keeper(Arc::clone(&self.world.0))))
+    }
+
+    async fn memory_complete(&self) -> Result<(), HostError> {
+        self.world.enter("memory complete")
     }
 
     fn sink(&self) -> Arc<dyn TreeSink> {
@@ -401,6 +445,14 @@ async fn answer(
 }
 
 async fn migrate(fail: Option<&'static str>, cut_before: Option<&'static str>, cancel: bool) -> Outcome {
+    let world = World {
+        fail,
+        ..World::default()
+    };
+    migrate_in(world, cut_before, cancel).await
+}
+
+async fn migrate_in(world: World, cut_before: Option<&'static str>, cancel: bool) -> Outcome {
     let dir = TempDir::new().unwrap();
     fill(dir.path());
     let arrived = dir.path().join("arrived");
@@ -408,17 +460,16 @@ async fn migrate(fail: Option<&'static str>, cut_before: Option<&'static str>, c
     let world = Shared(Arc::new(Mutex::new(World {
         source_runs: true,
         source_on_network: true,
-        fail,
-        ..World::default()
+        ..world
     })));
-    let (here, there) = tokio::io::duplex(64 << 10);
+    let (here, there) = (0..3).map(|_| tokio::io::duplex(64 << 10)).unzip();
     let (to_destination, at_destination) = mpsc::channel(8);
     let (to_source, at_source) = mpsc::channel(8);
     let migration = MigrationId::generate();
     let source_host = SimulatedSource {
         world: world.clone(),
         dir: dir.path().to_owned(),
-        stream: Mutex::new(Some(here)),
+        streams: Mutex::new(here),
     };
     let place = Place {
         world: world.clone(),
@@ -428,7 +479,7 @@ async fn migrate(fail: Option<&'static str>, cut_before: Option<&'static str>, c
     let destination_host = SimulatedDestination {
         world: world.clone(),
         place: Arc::new(place),
-        stream: Mutex::new(Some(there)),
+        streams: Mutex::new(there),
     };
     let wire = Wire {
         out: to_source,
@@ -443,7 +494,17 @@ async fn migrate(fail: Option<&'static str>, cut_before: Option<&'static str>, c
     };
     let (_cancel, cancelled) = watch::channel(cancel);
     let conversation = Conversation::new(migration, Box::new(wire));
-    let source = Source::new(migration, Arc::new(source_host), conversation, cancelled)
+    let plan = Plan {
+        wishes: Wishes {
+            max_downtime: Duration::from_millis(100),
+            strict: false,
+            timeout: Duration::from_secs(60),
+            on_timeout: OnTimeout::Cancel,
+        },
+        page_streams: 2,
+        max_bandwidth: 0,
+    };
+    let source = Source::new(migration, Arc::new(source_host), conversation, plan, cancelled)
         .run()
         .await;
     let destination = tokio::time::timeout(Duration::from_secs(60), destination)
@@ -506,7 +567,13 @@ async fn a_container_moves_and_every_byte_with_it() {
         .iter()
         .map(|tree| tree.name.to_string())
         .collect();
-    assert_eq!(names[1..], ["images", "rootfs", "volume:data"]);
+    assert_eq!(names[1..], ["images", "rootfs", "volume:data", "memory"]);
+    outcome.world.with(|world| {
+        assert!(world.memories.agree(), "the memory is not the same");
+        assert!(!world.slowed);
+    });
+    let rounds = &outcome.source.rounds;
+    assert!(rounds.len() > 3 && rounds.last().is_some_and(|round| round.frozen));
     assert!(outcome.source.blackout_us > 0);
     let journal = outcome.world.with(|world| world.source_journal.clone());
     assert_eq!(
@@ -527,6 +594,14 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
         "source record",
         "open stream",
         "layer",
+        "track memory",
+        "round",
+        "look at the memory",
+        "frozen round",
+        "last round",
+        "keep pages",
+        "page keeper",
+        "memory complete",
         "prepare dump",
         "freeze",
         "cut network",
@@ -560,7 +635,15 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_cut_before_any_message_leaves_one_owner() {
     let messages = [
-        "reserved", "seeded", "freezing", "drained", "prepared", "ready", "go", "running",
+        "reserved",
+        "round stored",
+        "seeded",
+        "freezing",
+        "drained",
+        "prepared",
+        "ready",
+        "go",
+        "running",
     ];
     for message in messages {
         let outcome = migrate(None, Some(message), false).await;
@@ -574,6 +657,22 @@ async fn a_connection_cut_before_any_message_leaves_one_owner() {
             "{message}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kernel_that_cannot_follow_memory_still_moves_containers() {
+    let world = World {
+        stop_and_copy: true,
+        ..World::default()
+    };
+    let outcome = migrate_in(world, None, false).await;
+    assert!(matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()));
+    assert_one_owner(&outcome, "stop and copy");
+    assert_eq!(
+        outcome.source.memory_mode,
+        MemoryMode::StopAndCopy("told to".to_owned())
+    );
+    assert!(outcome.source.rounds.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

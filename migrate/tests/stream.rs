@@ -148,6 +148,7 @@ fn a_tree_nobody_reserved_is_refused() {
 fn a_greeting_has_these_bytes() {
     let mut bytes = Vec::new();
     let hello = StreamHello {
+        page_stream: 0,
         migration_id: "M".to_owned(),
         data_token: vec![1, 2],
     };

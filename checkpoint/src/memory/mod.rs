@@ -2,5 +2,5 @@
 
 mod pages;
 
-pub use pages::PageBatch;
+pub use pages::{PageBatch, PageSink, SinkClosed};
 pub use tranship_proto::pages::{PAGE_BYTES, PageRun};

@@ -12,3 +12,17 @@ pub struct PageBatch {
     /// The content of every run that is not zero, one after the other.
     pub data: Vec<u8>,
 }
+
+/// Nobody takes pages any more; whoever closed the sink knows why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nobody takes pages any more")]
+pub struct SinkClosed;
+
+/// Where the pages of a round go.
+pub trait PageSink {
+    /// Takes a batch. Blocks as long as there is no room for it.
+    ///
+    /// # Errors
+    /// Nobody takes pages any more; the round is to be ended.
+    fn take(&mut self, batch: PageBatch) -> Result<(), SinkClosed>;
+}

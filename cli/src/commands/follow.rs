@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::StreamExt;
-use tranship_proto::v1::{Migration, MigrationOutcome, NameRequest};
+use tranship_proto::v1::{Migration, MigrationOutcome, NameRequest, Phase};
 
 use super::timeline::{self, Detail};
 use crate::connect::Client;
@@ -27,11 +27,7 @@ pub async fn follow(output: Output, client: Client, id: String, every_change: bo
             .into_inner();
         while let Some(migration) = stream.next().await {
             let migration: Migration = migration?;
-            let (phase, bytes) = (
-                json::phase(migration.phase),
-                units::show_bytes(migration.bytes_sent),
-            );
-            progress.set_message(format!("{phase}, {bytes} sent"));
+            progress.set_message(standing(&migration));
             if every_change {
                 output.record(&migration)?;
             }
@@ -60,6 +56,31 @@ pub async fn follow(output: Output, client: Client, id: String, every_change: bo
             Ok(()) => lost(&id, "the daemon ended the conversation"),
         }),
     }
+}
+
+/// Where a migration stands, on one line.
+fn standing(migration: &Migration) -> String {
+    let phase = json::phase(migration.phase);
+    let rounds = matches!(migration.phase(), Phase::Seed | Phase::Rounds);
+    let Some(progress) = migration.progress.as_ref().filter(|_| rounds) else {
+        return format!("{phase}, {} sent", units::show_bytes(migration.bytes_sent));
+    };
+    let mut text = format!(
+        "{phase}, round {}: {} sent at {}/s",
+        progress.round,
+        units::show_bytes(progress.sent_bytes),
+        units::show_bytes(progress.throughput_bytes_per_s),
+    );
+    if progress.predicted_blackout_us > 0 {
+        text.push_str(&format!(
+            ", {} left, {}/s written, blackout now {}, ETA {}",
+            units::show_bytes(progress.remaining_bytes),
+            units::show_bytes(progress.dirty_bytes_per_s),
+            units::show_us(progress.predicted_blackout_us),
+            units::show_us(progress.eta_ms * 1000),
+        ));
+    }
+    text
 }
 
 fn lost(id: &str, why: &str) -> Failure {
@@ -157,6 +178,8 @@ pub fn exit_code(outcome: MigrationOutcome) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use tranship_proto::v1::Progress;
+
     use super::*;
 
     #[test]
@@ -173,6 +196,30 @@ mod tests {
         for (outcome, code) in codes {
             assert_eq!(exit_code(outcome), code, "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn a_person_sees_how_far_the_rounds_are() {
+        let mut migration = Migration {
+            bytes_sent: 5_000_000,
+            phase: Phase::Rounds.into(),
+            progress: Some(Progress {
+                round: 2,
+                dirty_bytes_per_s: 3_000_000,
+                sent_bytes: 70_000_000,
+                throughput_bytes_per_s: 800_000_000,
+                remaining_bytes: 1_000_000,
+                predicted_blackout_us: 61_000,
+                eta_ms: 2,
+            }),
+            ..Migration::default()
+        };
+        assert_eq!(
+            standing(&migration),
+            "rounds, round 2: 70.0 MB sent at 800 MB/s, 1.00 MB left, 3.00 MB/s written, blackout now 61.0 ms, ETA 2.0 ms"
+        );
+        migration.set_phase(Phase::Drain);
+        assert_eq!(standing(&migration), "drain, 5.00 MB sent");
     }
 
     #[test]

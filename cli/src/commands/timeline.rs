@@ -24,6 +24,9 @@ pub fn show(migration: &Migration, detail: Detail) -> String {
     if !migration.spans.is_empty() {
         parts.push(spans(migration, detail));
     }
+    if !migration.rounds.is_empty() {
+        parts.push(rounds(migration));
+    }
     if !migration.trees.is_empty() {
         parts.push(trees(migration));
     }
@@ -101,6 +104,29 @@ fn trees(migration: &Migration) -> String {
     table.trim_fmt()
 }
 
+/// Rounds of memory; the last ones were read while the container stood still, and overlap with the dump.
+fn rounds(migration: &Migration) -> String {
+    let mut table = table(&["ROUND", "PAGES", "ZERO", "BYTES", "FIND", "READ", "TIME"]);
+    align_right(&mut table, &[1, 2, 3, 4, 5, 6]);
+    for round in &migration.rounds {
+        let frozen = if round.frozen { " (frozen)" } else { "" };
+        let time = match round.duration_us {
+            0 => "-".to_owned(),
+            time => units::show_us(time),
+        };
+        table.add_row(vec![
+            format!("{}{frozen}", round.number),
+            round.pages.to_string(),
+            round.zero_pages.to_string(),
+            units::show_bytes(round.bytes),
+            units::show_us(round.scan_us),
+            units::show_us(round.read_us),
+            time,
+        ]);
+    }
+    table.trim_fmt()
+}
+
 /// A layer's digest in twelve digits.
 fn shown_name(tree: &str) -> String {
     match tree.split_once("sha256:") {
@@ -115,6 +141,9 @@ fn totals(migration: &Migration) -> String {
         totals.insert(0, format!("blackout {}", units::show_us(migration.blackout_us)));
     }
     totals.push(format!("{} sent", units::show_bytes(migration.bytes_sent)));
+    if !migration.memory_mode.is_empty() {
+        totals.push(format!("memory {}", migration.memory_mode));
+    }
     totals.join(", ")
 }
 
@@ -129,6 +158,8 @@ fn align_right(table: &mut Table, columns: &[usize]) {
 
 #[cfg(test)]
 mod tests {
+    use tranship_proto::v1::Round;
+
     use super::*;
 
     fn span(phase: Phase, role: MigrationRole, name: &str, start_us: u64) -> Span {
@@ -159,6 +190,13 @@ mod tests {
                     6,
                 ),
             ],
+            rounds: vec![Round {
+                number: 1,
+                pages: 77,
+                frozen: true,
+                ..Round::default()
+            }],
+            memory_mode: "live".to_owned(),
             trees: vec![TreeBytes {
                 tree: format!("layer:sha256:{}", "ab".repeat(32)),
                 entries: 3,
@@ -178,12 +216,13 @@ mod tests {
         };
         assert!(place("freezer") < place("restore"));
         assert!(text.starts_with("db: a -> b   done   "), "{text}");
+        assert!(text.contains("1 (frozen)") && text.contains("77"), "{text}");
         assert!(
             text.contains("layer:abababababab ") && text.contains("4.00 kB"),
             "{text}"
         );
         assert!(
-            text.ends_with("blackout 90.0 ms, total 1000 ms, 5.00 MB sent"),
+            text.ends_with("blackout 90.0 ms, total 1000 ms, 5.00 MB sent, memory live"),
             "{text}"
         );
     }

@@ -77,6 +77,7 @@ impl Coded for ConductorError {
             Self::Registry(_) => Code::Internal,
             Self::NotFound(_) => Code::NotFound,
             Self::Over { .. } => Code::FailedPrecondition,
+            Self::Options(_) => Code::InvalidArgument,
         }
     }
 }

@@ -54,6 +54,8 @@ impl Board {
                     bytes: tree.bytes,
                 });
             }
+            Event::Round(round) => record.rounds.push(**round),
+            Event::Progress(progress) => record.progress = Some(**progress),
         });
     }
 

@@ -10,7 +10,7 @@ use tranship_checkpoint::criu::DumpRequest;
 use tranship_migrate::control::Conversation;
 use tranship_migrate::deadlines::RESUME;
 use tranship_migrate::error::{HostError, chain};
-use tranship_migrate::source::{Source, SourceEnd};
+use tranship_migrate::source::{Plan, Source, SourceEnd};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{
     Migration, MigrationOptions, MigrationOutcome, MigrationRole, Phase, StartMigrationRequest,
@@ -19,6 +19,7 @@ use tranship_proto::v1::{
 use super::board::Board;
 use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
 use super::outcome;
+use super::plan::{OptionError, plan};
 use super::source_host::LocalSource;
 use crate::clock::now_ms;
 use crate::containers::{Anatomy, ContainerError, Containers, Verb};
@@ -44,6 +45,9 @@ pub enum ConductorError {
     /// No such migration.
     #[error("there is no migration {0:?} on this host: see `tranship migrate ls`")]
     NotFound(String),
+    /// An option that means nothing.
+    #[error(transparent)]
+    Options(#[from] OptionError),
     /// It has ended, or is past the point where it could be stopped.
     #[error("migration {id} is over: {}", outcome.as_str_name().trim_start_matches("MIGRATION_OUTCOME_").to_lowercase())]
     Over {
@@ -198,13 +202,17 @@ impl Conductor {
             .await?;
         let id = MigrationId::generate();
         let options = request.options.unwrap_or_default();
+        let plan = plan(&options)?;
         let record = self.new_record(id, &container.id, container.name.as_str(), &request.host, options);
         if request.check {
             return Ok(self.check(record, &container.id).await);
         }
         self.shared.store(record.clone()).await?;
         let cancelled = self.shared.board.post(id, record.clone());
-        tokio::spawn(self.clone().conduct(id, record.clone(), container.id, cancelled));
+        tokio::spawn(
+            self.clone()
+                .conduct(id, record.clone(), container.id, plan, cancelled),
+        );
         Ok(record)
     }
 
@@ -317,13 +325,15 @@ impl Conductor {
         id: MigrationId,
         mut record: Migration,
         container: ContainerId,
+        plan: Plan,
         cancelled: watch::Receiver<bool>,
     ) {
         let shared = &self.shared;
         let (blockers, destination) = shared.preflight(&container, &record.destination).await;
         match destination {
             Some(destination) if blockers.is_empty() => {
-                record = self.source(id, record, &container, destination, cancelled).await;
+                let asked = (plan, cancelled);
+                record = self.source(id, record, &container, destination, asked).await;
             }
             _ => {
                 record.set_outcome(MigrationOutcome::Refused);
@@ -344,7 +354,7 @@ impl Conductor {
         mut record: Migration,
         container: &ContainerId,
         destination: Name,
-        cancelled: watch::Receiver<bool>,
+        (plan, cancelled): (Plan, watch::Receiver<bool>),
     ) -> Migration {
         let shared = &self.shared;
         let begun = self.begin(id, container, &destination).await;
@@ -361,7 +371,8 @@ impl Conductor {
         };
         record.epoch = source.next_epoch();
         shared.board.change(id, |shown| shown.epoch = record.epoch);
-        let report = Source::new(id, source, conversation, cancelled).run().await;
+        let source = Source::new(id, source, conversation, plan, cancelled);
+        let report = source.run().await;
         match &report.end {
             SourceEnd::Done { left } if left.is_empty() => {}
             SourceEnd::Done { .. } => self.decide_later(id, container.clone(), destination),

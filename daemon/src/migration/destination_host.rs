@@ -15,8 +15,8 @@ use tranship_checkpoint::criu::{
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Verdict};
-use tranship_migrate::host::{ByteStream, DestinationHost, Event, HeldRestore, Reservation, Stage};
-use tranship_migrate::transport::TreeSink;
+use tranship_migrate::host::{AcceptedStream, DestinationHost, Event, HeldRestore, Reservation, Stage};
+use tranship_migrate::transport::{PageKeeper, TreeSink};
 use tranship_migrate::trees::TreeName;
 use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
 use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve};
@@ -291,15 +291,26 @@ impl DestinationHost for LocalDestination {
         })
     }
 
-    async fn accept_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
+    async fn accept_stream(&self) -> Result<AcceptedStream, HostError> {
         let failed =
             |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("accept a data stream", error);
         let mut streams = self.streams.lock().await;
         let streams = streams
             .as_mut()
             .ok_or_else(|| failed("nothing was reserved".into()))?;
-        let (_, stream) = streams.next(REPLY).await.map_err(|error| failed(error.into()))?;
-        Ok(Box::new(stream))
+        let stream = streams.next(REPLY).await.map_err(|error| failed(error.into()))?;
+        Ok(AcceptedStream {
+            page_stream: stream.page_stream,
+            stream: Box::new(stream.tls),
+        })
+    }
+
+    async fn page_keeper(&self) -> Result<Arc<dyn PageKeeper>, HostError> {
+        Err(HostError::new("keep pages of memory", "this build does not"))
+    }
+
+    async fn memory_complete(&self) -> Result<(), HostError> {
+        Err(HostError::new("keep pages of memory", "this build does not"))
     }
 
     fn sink(&self) -> Arc<dyn TreeSink> {

@@ -3,7 +3,7 @@
 //! In reading order: [`conductor`] starts and follows migrations for the API, [`preflight`] collects what both hosts
 //! must know before anything is touched, [`source_host`] and [`destination_host`] do what the roles ask for, [`sink`] is where received trees go,
 //! [`control`] carries their messages, [`service`] answers other hosts, [`recover`] finishes what a daemon before this one
-//! left, [`board`] shows what is under way, [`outcome`] says it in words.
+//! left, [`plan`] is what was asked for and what is known beforehand, [`board`] shows what is under way, [`outcome`] says it in words.
 
 pub mod board;
 pub mod conductor;
@@ -12,6 +12,7 @@ mod destination_host;
 mod held;
 mod journal;
 mod outcome;
+mod plan;
 mod preflight;
 mod recover;
 mod service;

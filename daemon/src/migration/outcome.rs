@@ -2,6 +2,7 @@
 
 use tranship_migrate::destination::{DestinationEnd, DestinationReport};
 use tranship_migrate::error::{Failure, HostError, chain};
+use tranship_migrate::host::MemoryMode;
 use tranship_migrate::source::{SourceEnd, SourceReport};
 use tranship_proto::v1::{Migration, MigrationOutcome, TreeBytes};
 
@@ -11,6 +12,11 @@ use crate::clock::now_ms;
 pub fn of_source(record: &mut Migration, report: SourceReport) {
     record.finished_ms = now_ms();
     record.spans = report.spans;
+    record.rounds = report.rounds;
+    record.memory_mode = match report.memory_mode {
+        MemoryMode::Live => "live".to_owned(),
+        MemoryMode::StopAndCopy(why) => format!("stop and copy: {why}"),
+    };
     record.blackout_us = report.blackout_us;
     record.total_us = report.total_us;
     record.bytes_sent = report.trees.iter().map(|tree| tree.bytes).sum();
@@ -84,13 +90,16 @@ pub fn refused_advice(record: &Migration) -> String {
     )
 }
 
+fn outcome_of(failure: &Failure, otherwise: MigrationOutcome) -> MigrationOutcome {
+    match failure {
+        cancelled if cancelled.is_cancelled() => MigrationOutcome::Cancelled,
+        late if late.is_timeout() => MigrationOutcome::TimedOut,
+        _ => otherwise,
+    }
+}
+
 fn not_started(record: &mut Migration, failure: &Failure) {
-    let cancelled = failure.is_cancelled();
-    record.set_outcome(if cancelled {
-        MigrationOutcome::Cancelled
-    } else {
-        MigrationOutcome::Failed
-    });
+    record.set_outcome(outcome_of(failure, MigrationOutcome::Failed));
     record.error = chain(failure);
     record.advice = format!(
         "container {} runs at {} and was not touched",
@@ -99,12 +108,7 @@ fn not_started(record: &mut Migration, failure: &Failure) {
 }
 
 fn rolled_back(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
-    let cancelled = failure.is_cancelled();
-    record.set_outcome(if cancelled {
-        MigrationOutcome::Cancelled
-    } else {
-        MigrationOutcome::RolledBack
-    });
+    record.set_outcome(outcome_of(failure, MigrationOutcome::RolledBack));
     record.error = with_undo(chain(failure), undo);
     record.advice = if undo.is_empty() {
         format!(
@@ -149,6 +153,8 @@ mod tests {
             end,
             spans: Vec::new(),
             trees: Vec::new(),
+            rounds: Vec::new(),
+            memory_mode: MemoryMode::Live,
             blackout_us: 0,
             total_us: 7,
         }

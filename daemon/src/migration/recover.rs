@@ -23,6 +23,7 @@ use super::conductor::Conductor;
 use super::destination_host::LocalDestination;
 use super::held::remove_staging;
 use super::journal::Journal;
+use super::source_host::slow_down;
 use crate::clock::now_ms;
 use crate::containers::VolumeFate;
 use crate::registry::MigrationRecord;
@@ -126,6 +127,7 @@ impl Conductor {
         let Ok(freezer) = Freezer::of_cgroup(&cgroup) else {
             return Ok(());
         };
+        slow_down(&cgroup, record.spec.nano_cpus, None)?;
         // A CRIU of the daemon before gives up by itself, and may need a moment to leave the tasks.
         let give_up_at = tokio::time::Instant::now() + REPLY;
         loop {

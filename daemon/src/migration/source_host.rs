@@ -2,16 +2,20 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::Dump;
 use tranship_checkpoint::freeze::Freezer;
+use tranship_checkpoint::throttle::limit_cpus;
 use tranship_migrate::deadlines::{FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::SourceStep;
-use tranship_migrate::host::{ByteStream, CommitError, DestinationSays, DumpedImages, Event, SourceHost};
+use tranship_migrate::host::{
+    ByteStream, CommitError, DestinationSays, DumpedImages, Event, MemoryMode, MemoryReader, SourceHost,
+};
 use tranship_migrate::trees::{Tree, TreeName};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, VolumeSource};
@@ -19,6 +23,7 @@ use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, VolumeSo
 use super::conductor::Shared;
 use super::held::{make_private, remove_staging, stages};
 use super::journal::Journal;
+use super::plan::fixed_cost;
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
 use crate::network::{Attachment, NetworkRequest};
@@ -131,6 +136,7 @@ impl SourceHost for LocalSource {
             disk_bytes,
             next_epoch: self.next_epoch(),
             options: None,
+            page_streams: 0,
         })
     }
 
@@ -151,6 +157,28 @@ impl SourceHost for LocalSource {
             .append(SourceStep::Committed, self.next_epoch(), data)
             .await
             .map_err(|error| CommitError::Unknown(HostError::new("write the commit record", error)))
+    }
+
+    async fn memory_mode(&self) -> MemoryMode {
+        MemoryMode::StopAndCopy("this build does not follow memory".to_owned())
+    }
+
+    async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError> {
+        Err(HostError::new(
+            "follow the container's memory",
+            "this build does not",
+        ))
+    }
+
+    async fn fixed_cost(&self) -> Option<Duration> {
+        let stored = self.shared.registry().migrations().list().await.ok()?;
+        let records: Vec<_> = stored.into_iter().map(|record| record.migration).collect();
+        fixed_cost(&records, self.destination.as_str())
+    }
+
+    async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError> {
+        let record = &self.anatomy.record;
+        slow_down(&self.anatomy.paths.cgroup, record.spec.nano_cpus, percent)
     }
 
     async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
@@ -286,6 +314,22 @@ impl SourceHost for LocalSource {
     fn observe(&self, event: Event<'_>) {
         self.shared.board.observe(self.migration, &event);
     }
+}
+
+/// Holds a container to so many percent of the CPU time it may use, or gives that back.
+///
+/// # Errors
+/// Its cgroup says so.
+pub fn slow_down(cgroup: &str, nano_cpus: u64, percent: Option<u8>) -> Result<(), HostError> {
+    let own = (nano_cpus > 0).then(|| nano_cpus as f64 / 1e9);
+    let cpus = match percent {
+        None => own,
+        Some(percent) => {
+            let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            Some(own.unwrap_or(all as f64) * f64::from(percent) / 100.0)
+        }
+    };
+    limit_cpus(cgroup, cpus).map_err(|error| HostError::new("limit the container's CPU time", error))
 }
 
 impl Shared {

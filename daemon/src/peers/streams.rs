@@ -14,18 +14,26 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsStream;
 use tranship_proto::frame::{FrameError, FrameHeader, FrameKind, HEADER_BYTES};
 use tranship_proto::ids::{IdError, MigrationId, Name};
+use tranship_proto::limits::MAX_PAGE_STREAMS;
 use tranship_proto::v1::StreamHello;
 
 use super::identity::PeerIdentity;
 
-/// Streams of one migration that wait to be taken over.
-const WAITING: usize = 8;
+/// Streams of one migration that wait to be taken over: trees, and all of memory.
+const WAITING: usize = 1 + MAX_PAGE_STREAMS as usize;
 
 /// Longest greeting: an id and a token.
 const MAX_HELLO_BYTES: u32 = 256;
 
 /// A bulk data stream from a known host; its greeting has been read.
-pub type DataStream = (PeerIdentity, TlsStream<TcpStream>);
+pub struct DataStream {
+    /// Who has sent it.
+    pub peer: PeerIdentity,
+    /// 0 for trees, else the number of the stream of memory.
+    pub page_stream: u32,
+    /// What follows the greeting.
+    pub tls: TlsStream<TcpStream>,
+}
 
 /// The streams that are expected.
 #[derive(Clone, Default)]
@@ -154,7 +162,11 @@ impl DataStreams {
             .ok_or(HelloError::Unexpected(migration))?;
         found
             .sender
-            .try_send((peer, stream))
+            .try_send(DataStream {
+                peer,
+                page_stream: hello.page_stream,
+                tls: stream,
+            })
             .map_err(|_| HelloError::TooMany(migration))
     }
 
@@ -221,6 +233,7 @@ mod tests {
         let sent = StreamHello {
             migration_id: "x".into(),
             data_token: vec![1; 32],
+            page_stream: 2,
         };
         let bytes = frame(FrameKind::Hello, &sent.encode_to_vec());
         assert_eq!(hello(&bytes).await.unwrap(), sent);

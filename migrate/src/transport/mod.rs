@@ -1,19 +1,23 @@
-//! Trees over a bulk stream: [`send`] reads a tree and writes frames, [`receive`] reads frames and writes a tree.
+//! Trees over a bulk stream: [`send`] reads a tree and writes frames, [`receive`] reads frames and writes a tree. Memory
+//! has streams of its own: [`pages`].
 //!
 //! On each side a blocking thread does the disk's work and the hashing, an async task the network's, and a short
 //! channel between them keeps memory bounded: [`CHUNKS_IN_FLIGHT`] chunks of at most [`CHUNK_BYTES`] plus one frame.
 
+mod pages;
 mod receive;
 mod send;
 
 use std::io;
 
 use tranship_proto::frame::{FrameError, FrameKind};
+use tranship_proto::pages::PagesError;
 use tranship_storage_drivers::tree::TreeError;
 
 use crate::error::HostError;
 use crate::trees::UnknownTree;
 
+pub use pages::{Pace, PageKeeper, PageSenders, PagesReport, RoundSink, receive_pages};
 pub use receive::{TreeSink, receive_trees};
 pub use send::{send_end, send_hello, send_tree};
 
@@ -38,6 +42,9 @@ pub enum TransportError {
     /// Sixteen bytes that are no header.
     #[error("a malformed frame")]
     Frame(#[from] FrameError),
+    /// A frame of pages with something that no sender sends.
+    #[error("a malformed frame of pages")]
+    Pages(#[from] PagesError),
     /// A frame whose payload is not the message it should be.
     #[error("a malformed message in a frame of kind {0:?}")]
     Message(FrameKind, #[source] prost::DecodeError),
@@ -78,6 +85,12 @@ pub enum TransportError {
         /// `entries`, `bytes` or `digests`.
         what: &'static str,
     },
+    /// More streams of memory than a migration may have.
+    #[error("{0} streams of memory are more than a migration may have")]
+    TooManyStreams(u32),
+    /// A stream that was not announced, or comes twice.
+    #[error("stream {0} of memory was not due")]
+    Stream(u32),
     /// More trees than a stream may have.
     #[error("too many trees on one stream")]
     TooManyTrees,

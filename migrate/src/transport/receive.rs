@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -92,20 +93,27 @@ async fn receive_tree(
 
 async fn read_frame(
     stream: &mut (impl AsyncRead + Unpin),
-    deadline: std::time::Duration,
+    deadline: Duration,
 ) -> Result<Frame, TransportError> {
-    let mut bytes = [0; HEADER_BYTES];
-    let stalled = |_| TransportError::Stalled(deadline.as_secs());
-    tokio::time::timeout(deadline, stream.read_exact(&mut bytes))
-        .await
-        .map_err(stalled)??;
-    let header = FrameHeader::decode(&bytes)?;
+    let header = read_header(stream, deadline).await?;
     // The header's check has bounded the length.
     let mut payload = vec![0; header.length as usize];
     tokio::time::timeout(STALL, stream.read_exact(&mut payload))
         .await
-        .map_err(stalled)??;
+        .map_err(|_| TransportError::Stalled(STALL.as_secs()))??;
     Ok((header, payload))
+}
+
+/// The next header, if it comes within `deadline`.
+pub(super) async fn read_header(
+    stream: &mut (impl AsyncRead + Unpin),
+    deadline: Duration,
+) -> Result<FrameHeader, TransportError> {
+    let mut bytes = [0; HEADER_BYTES];
+    tokio::time::timeout(deadline, stream.read_exact(&mut bytes))
+        .await
+        .map_err(|_| TransportError::Stalled(deadline.as_secs()))??;
+    Ok(FrameHeader::decode(&bytes)?)
 }
 
 fn decode<M: Message + Default>(kind: FrameKind, payload: &[u8]) -> Result<M, TransportError> {

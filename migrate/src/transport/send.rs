@@ -63,11 +63,14 @@ pub async fn send_tree(
     Ok(report)
 }
 
-async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(), TransportError> {
+pub(super) async fn write(
+    stream: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+) -> Result<(), TransportError> {
     within_stall(stream.write_all(bytes)).await
 }
 
-async fn flush(stream: &mut (impl AsyncWrite + Unpin)) -> Result<(), TransportError> {
+pub(super) async fn flush(stream: &mut (impl AsyncWrite + Unpin)) -> Result<(), TransportError> {
     within_stall(stream.flush()).await
 }
 
