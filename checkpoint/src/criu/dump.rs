@@ -24,7 +24,7 @@ use tranship_proto::ids::ContainerId;
 
 use super::log;
 use super::relay::{Relay, RelayError};
-use super::wire::{Barrier, Finished, Operation, StageTime};
+use super::wire::{Barrier, Finished, Memory, Operation, StageTime};
 use crate::freeze::{FreezeError, Freezer};
 
 /// Name of CRIU's log of a dump; runc chooses it.
@@ -60,6 +60,8 @@ pub struct DumpRequest {
     pub criu_path_dir: PathBuf,
     /// The real CRIU.
     pub criu: PathBuf,
+    /// What the images should hold.
+    pub memory: Memory,
     /// Unix sockets whose other end is outside the container are allowed.
     pub external_unix_sockets: bool,
     /// The container's terminal comes from outside.
@@ -73,6 +75,8 @@ pub struct DumpRequest {
 pub struct DumpReport {
     /// The root task.
     pub pid: i32,
+    /// What the images hold: perhaps more than was asked for.
+    pub memory: Memory,
     /// When CRIU reached which stage.
     pub stages: Vec<StageTime>,
     /// Bytes of all images.
@@ -148,6 +152,7 @@ pub struct Dump {
     relay: Relay,
     runc: Child,
     pid: i32,
+    memory: Memory,
 }
 
 impl Dump {
@@ -158,6 +163,7 @@ impl Dump {
         if let Some(level) = request.log_level {
             relay.set_log_level(level);
         }
+        relay.set_memory(request.memory);
         let mut runc = request.command(&relay).spawn().map_err(|source| {
             let runc = request.runc.clone();
             DumpError::Start { runc, source }
@@ -175,7 +181,13 @@ impl Dump {
             relay,
             runc,
             pid: seen.pid.unwrap_or_default(),
+            memory: seen.memory,
         })
+    }
+
+    /// What the images will hold or, after [`Self::write`], hold.
+    pub fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// Lets CRIU dump the tree, which the caller has frozen, and holds it when the images are complete.
@@ -187,6 +199,7 @@ impl Dump {
             Ok(barrier) => {
                 // From here on the tasks stay where they are even if CRIU or this daemon is killed.
                 self.freezer.ask_to_freeze()?;
+                self.memory = barrier.memory;
                 Ok(barrier)
             }
             Err(error) => Err(self.failed(error, "the end of the images").await),
@@ -218,6 +231,7 @@ impl Dump {
         let images_bytes = directory_bytes(&self.request.images_dir)?;
         Ok(DumpReport {
             pid: self.pid,
+            memory: self.memory,
             stages: finished.stages,
             images_bytes,
         })

@@ -28,4 +28,4 @@ pub use ghosts::{GhostError, remove_ghosts};
 pub use probe::{CriuInfo, ProbeError, probe};
 pub use relay::{Relay, RelayError, was_released};
 pub use restore::{RestoreArguments, RestoreError, restore_arguments};
-pub use wire::{Barrier, BarrierStage, Finished, Operation, RequestSeen, StageTime};
+pub use wire::{Barrier, BarrierStage, Finished, Memory, Operation, RequestSeen, StageTime};

@@ -18,6 +18,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
 use prost::Message;
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -26,14 +27,18 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use super::options;
 use super::packet;
 use super::rpc::{self, Malformed, Setting, kind, option};
-use super::wire::{Operation, environment};
+use super::wire::{Memory, Operation, environment};
 use crate::sys::inherited;
+use crate::sys::view::View;
 
 mod link;
 mod session;
 
 use link::DaemonLink;
 use session::Session;
+
+/// How long CRIU may take to load the library that hides pages. The loader does it before anything else.
+const LOADING: Duration = Duration::from_secs(1);
 
 /// Why the relay gave up. Nobody reads its text but a person with a debugger: its standard streams are not its own.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +102,7 @@ pub struct Settings {
     criu: PathBuf,
     daemon: Option<(PathBuf, Operation)>,
     log_level: Option<u64>,
+    memory: Memory,
 }
 
 impl Settings {
@@ -113,6 +119,9 @@ impl Settings {
             criu: variable(environment::CRIU).map_or_else(|| PathBuf::from("/usr/sbin/criu"), PathBuf::from),
             daemon: variable(environment::SOCKET).map(PathBuf::from).zip(operation),
             log_level,
+            memory: variable(environment::MEMORY).map_or(Memory::Full, |word| {
+                Memory::of_word(word.to_str().unwrap_or_default())
+            }),
         }
     }
 }
@@ -140,8 +149,15 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
         let edits = edits(&runc, &request, *operation, settings.log_level, &mut directories)?;
         first.bytes = rpc::override_options(&first.bytes, &edits)?;
     }
-    let (criu, child) = start(&settings.criu)?;
+    let asked =
+        (held && *operation == Operation::Dump && settings.memory == Memory::StateOnly).then(View::create);
+    // Without the library the dump holds every page, and says so.
+    let view = asked.and_then(Result::ok);
+    let (criu, child) = start(&settings.criu, view.as_ref())?;
     let mut session = Session::new(runc, criu, child)?;
+    if let Some(view) = view.filter(|view| view.wait_loaded(LOADING)) {
+        session.hide_pages(view);
+    }
     if held {
         session.attach(DaemonLink::connect(socket)?, *operation);
     }
@@ -222,7 +238,7 @@ fn edits(
 }
 
 /// Starts the real CRIU as `swrk` on a socket of its own, with everything that runc left open.
-fn start(criu: &Path) -> Result<(OwnedFd, Child), ProcessError> {
+fn start(criu: &Path, view: Option<&View>) -> Result<(OwnedFd, Child), ProcessError> {
     let failed = |source| ProcessError::Start {
         criu: criu.to_owned(),
         source,
@@ -235,11 +251,12 @@ fn start(criu: &Path) -> Result<(OwnedFd, Child), ProcessError> {
     )
     .map_err(|errno| failed(errno.into()))?;
     fcntl_setfd(&theirs, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;
-    let child = Command::new(criu)
-        .arg("swrk")
-        .arg(theirs.as_raw_fd().to_string())
-        .spawn()
-        .map_err(failed)?;
+    let mut command = Command::new(criu);
+    command.arg("swrk").arg(theirs.as_raw_fd().to_string());
+    if let Some(view) = view {
+        view.give_to(&mut command);
+    }
+    let child = command.spawn().map_err(failed)?;
     Ok((ours, child))
 }
 

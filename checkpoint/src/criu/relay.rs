@@ -15,7 +15,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
 use super::wire::{
-    self, Barrier, BarrierStage, Decision, Finished, FromRelay, MAX_LINE, Operation, RequestSeen, environment,
+    self, Barrier, BarrierStage, Decision, Finished, FromRelay, MAX_LINE, Memory, Operation, RequestSeen,
+    environment,
 };
 
 /// Name of the socket in the directory that [`Relay::bind`] is given.
@@ -82,6 +83,7 @@ pub struct Relay {
     criu: PathBuf,
     operation: Operation,
     log_level: Option<u8>,
+    memory: Memory,
     connection: Option<UnixStream>,
     buffer: Vec<u8>,
     held: bool,
@@ -108,6 +110,7 @@ impl Relay {
             criu: criu.to_owned(),
             operation,
             log_level: None,
+            memory: Memory::Full,
             connection: None,
             buffer: Vec::new(),
             held: false,
@@ -120,6 +123,11 @@ impl Relay {
         self.log_level = Some(level);
     }
 
+    /// Asks for a dump with or without memory. [`RequestSeen::memory`] and [`Barrier::memory`] say what it becomes.
+    pub fn set_memory(&mut self, memory: Memory) {
+        self.memory = memory;
+    }
+
     /// The variables to set for the runc process, besides a PATH on which the relay is the first `criu`.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -130,6 +138,7 @@ impl Relay {
                 self.operation.word().to_owned(),
             ),
             (environment::CRIU.to_owned(), text(&self.criu)),
+            (environment::MEMORY.to_owned(), self.memory.word().to_owned()),
         ];
         if let Some(level) = self.log_level {
             variables.push((environment::LOG_LEVEL.to_owned(), level.to_string()));

@@ -26,6 +26,8 @@ pub mod environment {
     pub const OPERATION: &str = "TRANSHIP_RELAY_OPERATION";
     /// Path of the real CRIU.
     pub const CRIU: &str = "TRANSHIP_CRIU";
+    /// `state-only` for a dump without the content of memory. See [`super::Memory`].
+    pub const MEMORY: &str = "TRANSHIP_RELAY_MEMORY";
     /// CRIU's log level, for an operator who looks for a reason.
     pub const LOG_LEVEL: &str = "TRANSHIP_CRIU_LOG_LEVEL";
 }
@@ -54,6 +56,37 @@ impl Operation {
         [Self::Dump, Self::Restore]
             .into_iter()
             .find(|operation| operation.word() == word)
+    }
+}
+
+/// What the images of a dump hold of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Memory {
+    /// Every page.
+    #[default]
+    Full,
+    /// Where memory is and what it is, but of private memory only what CRIU never leaves out (the vDSO, rings of
+    /// asynchronous I/O). Shared memory is there with its content.
+    StateOnly,
+}
+
+impl Memory {
+    /// The word in [`environment::MEMORY`].
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::StateOnly => "state-only",
+        }
+    }
+
+    /// The meaning of a word; what is unknown is a full dump, which is always right.
+    pub fn of_word(word: &str) -> Self {
+        if word == Self::StateOnly.word() {
+            Self::StateOnly
+        } else {
+            Self::Full
+        }
     }
 }
 
@@ -102,6 +135,9 @@ pub struct RequestSeen {
     pub relay_pid: i32,
     /// CRIU's process.
     pub criu_pid: i32,
+    /// What a dump's images will hold. [`Memory::Full`] although state alone was asked for where the library that hides
+    /// pages could not be loaded into this CRIU. Known before anything is frozen.
+    pub memory: Memory,
 }
 
 /// CRIU waits at a barrier.
@@ -111,6 +147,8 @@ pub struct Barrier {
     pub stage: BarrierStage,
     /// The root task as the host sees it.
     pub pid: i32,
+    /// What a dump's images hold.
+    pub memory: Memory,
     /// All stages so far.
     pub stages: Vec<StageTime>,
 }
@@ -161,7 +199,7 @@ pub fn line<T: Serialize>(message: &T) -> Result<Vec<u8>, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BarrierStage, Decision, FromRelay, Operation, RequestSeen, line};
+    use super::{BarrierStage, Decision, FromRelay, Memory, Operation, RequestSeen, line};
 
     #[test]
     fn a_message_is_one_line() {
@@ -170,6 +208,7 @@ mod tests {
             pid: Some(7),
             relay_pid: 8,
             criu_pid: 9,
+            memory: Memory::StateOnly,
         };
         let message = FromRelay::Request(seen);
         let bytes = line(&message).unwrap();
@@ -188,5 +227,13 @@ mod tests {
         assert_eq!(BarrierStage::of_script(Operation::Restore, "pre-resume"), None);
         assert_eq!(Operation::of_word("restore"), Some(Operation::Restore));
         assert_eq!(Operation::of_word(""), None);
+    }
+
+    #[test]
+    fn only_the_whole_word_leaves_memory_out() {
+        for memory in [Memory::Full, Memory::StateOnly] {
+            assert_eq!(Memory::of_word(memory.word()), memory);
+        }
+        assert_eq!(Memory::of_word("state"), Memory::Full);
     }
 }

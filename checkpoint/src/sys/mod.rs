@@ -3,3 +3,4 @@
 pub mod clock;
 pub mod inherited;
 pub mod tcp;
+pub mod view;

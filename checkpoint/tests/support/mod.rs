@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::dump::search_path;
-use tranship_checkpoint::criu::{Discard, DumpRequest, RestoreArguments};
+use tranship_checkpoint::criu::{Discard, DumpRequest, Memory, RestoreArguments};
 use tranship_proto::ids::ContainerId;
 
 /// The workload: a counter in a file, a deleted open file, and a TCP connection to itself that echoes the counter.
@@ -230,6 +230,7 @@ impl Side {
             relay_dir: self.path("relay"),
             criu_path_dir: self.path("path"),
             criu: criu(),
+            memory: Memory::Full,
             external_unix_sockets: false,
             shell_job: false,
             log_level: None,

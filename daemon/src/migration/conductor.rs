@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tranship_checkpoint::criu::DumpRequest;
+use tranship_checkpoint::criu::{DumpRequest, Memory};
 use tranship_migrate::control::Conversation;
 use tranship_migrate::deadlines::RESUME;
 use tranship_migrate::error::{HostError, chain};
@@ -129,6 +129,7 @@ impl Shared {
             work_dir,
             criu_path_dir: runtime.criu_path_dir.clone(),
             criu: self.criu.clone(),
+            memory: Memory::Full,
             external_unix_sockets: false,
             shell_job: false,
             log_level: None,

@@ -15,10 +15,11 @@ use super::{DaemonLink, ProcessError, in_words, lost, passed_on};
 use crate::criu::packet::{self, Packet};
 use crate::criu::rpc::{self, kind};
 use crate::criu::wire::{
-    Barrier, BarrierStage, Decision, Finished, FromRelay, Operation, RELEASED_NAME, RequestSeen, StageTime,
-    environment,
+    Barrier, BarrierStage, Decision, Finished, FromRelay, Memory, Operation, RELEASED_NAME, RequestSeen,
+    StageTime, environment,
 };
 use crate::monotonic_us;
+use crate::sys::view::View;
 
 /// How long a daemon that is connected but says nothing may hold CRIU. It ends a hold that everybody has forgotten;
 /// a migration's own deadlines are far shorter.
@@ -32,6 +33,8 @@ pub struct Session {
     /// CRIU's end, to poll for: its own children hold its socket open, so the socket alone does not tell.
     ended: OwnedFd,
     daemon: Option<(DaemonLink, Operation)>,
+    /// What hides pages from CRIU, in a dump without memory.
+    view: Option<View>,
     stages: Vec<StageTime>,
     /// The notification that runc has been shown and has not answered.
     asked: Option<rpc::Notify>,
@@ -61,6 +64,7 @@ impl Session {
             child,
             ended,
             daemon: None,
+            view: None,
             stages,
             asked: None,
             root: None,
@@ -72,6 +76,11 @@ impl Session {
     pub fn attach(&mut self, daemon: DaemonLink, operation: Operation) {
         self.daemon = Some((daemon, operation));
         self.reached("started");
+    }
+
+    /// CRIU has loaded `view`.
+    pub fn hide_pages(&mut self, view: View) {
+        self.view = Some(view);
     }
 
     /// Passes `first` on, once the daemon has let it go, and everything after it until CRIU ends; returns CRIU's exit
@@ -118,6 +127,7 @@ impl Session {
             pid,
             relay_pid: i32::try_from(std::process::id()).unwrap_or_default(),
             criu_pid: i32::try_from(self.child.id()).unwrap_or_default(),
+            memory: memory(self.view.is_some()),
         };
         daemon.tell(&FromRelay::Request(seen))?;
         self.hold()
@@ -244,6 +254,7 @@ impl Session {
         let barrier = Barrier {
             stage,
             pid: self.root.unwrap_or_default(),
+            memory: memory(self.view.as_ref().is_some_and(View::has_hidden)),
             stages: self.stages.clone(),
         };
         let told = match &mut self.daemon {
@@ -306,6 +317,10 @@ impl Session {
     fn to_runc(&self, packet: &Packet) {
         let _ = packet::send(&self.runc, packet);
     }
+}
+
+fn memory(hidden: bool) -> Memory {
+    if hidden { Memory::StateOnly } else { Memory::Full }
 }
 
 /// Leaves the mark that tasks may run from now on; false where that fails, and they must not.

@@ -1,0 +1,16 @@
+//! What the library in CRIU and the relay share: the board on which the library says that it is at work. Plain data, without
+//! the standard library.
+
+use core::sync::atomic::AtomicU32;
+
+/// The variable that names the board's file to the library.
+pub const VARIABLE: &str = "TRANSHIP_VIEW_BOARD\0";
+
+/// Shared by the relay and the library; a file of zeros at first.
+#[repr(C)]
+pub struct Board {
+    /// 1 when the library is in place.
+    pub loaded: AtomicU32,
+    /// How many questions have been answered with "no pages".
+    pub hidden: AtomicU32,
+}

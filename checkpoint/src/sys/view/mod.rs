@@ -1,0 +1,113 @@
+//! A library for CRIU that shows it page maps without pages, and the board on which it says that it is at work.
+//!
+//! Why in CRIU's own process: a seccomp filter on CRIU could answer the call just as well, but a process with a filter
+//! may not suspend the filters of others, which CRIU must for each task that has one.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+mod board;
+#[cfg(test)]
+mod preload;
+#[cfg(test)]
+mod scan;
+
+/// The library, as `build.rs` has made it.
+const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/view.so"));
+
+/// Page maps without pages, for one program.
+#[derive(Debug)]
+pub struct View {
+    library: File,
+    board: File,
+}
+
+impl View {
+    /// Makes the library and the board, both in memory.
+    pub fn create() -> io::Result<Self> {
+        let library = memory("tranship-view")?;
+        library.write_all_at(LIBRARY, 0)?;
+        let board = memory("tranship-view-board")?;
+        ftruncate(&board, size_of::<board::Board>() as u64)?;
+        Ok(Self { library, board })
+    }
+
+    /// Makes `program` load the library. It does so through this process, which must live until then. What it starts
+    /// itself does not.
+    pub fn give_to(&self, program: &mut Command) {
+        program
+            .env("LD_PRELOAD", path(&self.library))
+            .env(board::VARIABLE.trim_end_matches('\0'), path(&self.board));
+    }
+
+    /// Waits until the program has loaded the library; false where it has not after `limit`: it is linked statically, or
+    /// something forbids it.
+    pub fn wait_loaded(&self, limit: Duration) -> bool {
+        const STEP: Duration = Duration::from_millis(1);
+        let end = Instant::now() + limit;
+        loop {
+            if self.counter(0) > 0 {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            std::thread::sleep(STEP);
+        }
+    }
+
+    /// Whether the program has asked for the pages of anybody's memory, and been told that there are none.
+    pub fn has_hidden(&self) -> bool {
+        self.counter(size_of::<u32>() as u64) > 0
+    }
+
+    /// A counter of [`board::Board`]; 0 where it cannot be read.
+    fn counter(&self, offset: u64) -> u32 {
+        let mut bytes = [0; size_of::<u32>()];
+        match self.board.read_exact_at(&mut bytes, offset) {
+            Ok(()) => u32::from_ne_bytes(bytes),
+            Err(_) => 0,
+        }
+    }
+}
+
+fn memory(name: &str) -> io::Result<File> {
+    let descriptor: OwnedFd = memfd_create(name, MemfdFlags::CLOEXEC)?;
+    Ok(descriptor.into())
+}
+
+/// A name of the file that another process can open.
+fn path(file: &File) -> OsString {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::View;
+    use std::process::Command;
+    use std::time::Duration;
+
+    #[test]
+    fn a_program_loads_the_library_and_what_it_starts_does_not() {
+        let view = View::create().unwrap();
+        assert!(!view.wait_loaded(Duration::ZERO));
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "env; exec cat /proc/self/maps"]);
+        view.give_to(&mut shell);
+        let output = shell.output().unwrap();
+        let output = String::from_utf8(output.stdout).unwrap();
+        assert!(view.wait_loaded(Duration::ZERO), "{output}");
+        assert!(output.contains("PATH="), "{output}");
+        for word in ["LD_PRELOAD", "TRANSHIP_VIEW", "tranship-view"] {
+            assert!(!output.contains(word), "{output}");
+        }
+        assert!(!view.has_hidden());
+    }
+}

@@ -1,0 +1,167 @@
+//! The library that the relay puts into CRIU (`LD_PRELOAD`): it stands before libc's `ioctl`, and where CRIU asks a page
+//! map for memory that has content, answers that there is none. CRIU then writes a process's state without its memory.
+//!
+//! Built alone by `build.rs`, without the standard library; as a module of the crate it exists for the compiler's and
+//! clippy's checks only.
+
+#![cfg_attr(not(test), no_std)]
+#![expect(unsafe_code, reason = "a function that C calls, before functions of C")]
+
+#[cfg(not(test))]
+mod board;
+#[cfg(not(test))]
+mod scan;
+#[cfg(test)]
+use super::{board, scan};
+
+use core::ffi::{c_char, c_int, c_long, c_ulong, c_void};
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use board::Board;
+use scan::{REQUEST, ScanArgument};
+
+const O_RDWR_CLOEXEC: c_int = 0o2 | 0o2_000_000;
+const PROT_READ_WRITE: c_int = 3;
+const MAP_SHARED: c_int = 1;
+
+#[cfg(target_arch = "x86_64")]
+const IOCTL: c_long = 16;
+#[cfg(target_arch = "aarch64")]
+const IOCTL: c_long = 29;
+
+unsafe extern "C" {
+    fn syscall(number: c_long, ...) -> c_long;
+    fn getenv(name: *const c_char) -> *const c_char;
+    fn unsetenv(name: *const c_char) -> c_int;
+    fn open(path: *const c_char, flags: c_int, ...) -> c_int;
+    fn close(descriptor: c_int) -> c_int;
+    fn mmap(
+        at: *mut c_void,
+        size: usize,
+        protection: c_int,
+        flags: c_int,
+        file: c_int,
+        from: i64,
+    ) -> *mut c_void;
+}
+
+/// The relay's board; null where there is none, and then nothing is answered differently.
+static PLACE: AtomicPtr<Board> = AtomicPtr::new(ptr::null_mut());
+
+#[cfg(not(test))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;
+
+/// Finds the board, and takes the variables away: what CRIU starts is not to load this library.
+#[cfg_attr(test, expect(dead_code, reason = "the loader calls it"))]
+extern "C" fn start() {
+    let name = board::VARIABLE.as_ptr().cast();
+    // SAFETY: every name ends with a zero byte; the path is the environment's own and is used before it is changed; a
+    // mapping is only taken for the board when the kernel has made it, and is never undone. libc is there: this
+    // library is linked to it, so it has been started first, and no other thread is.
+    unsafe {
+        let path = getenv(name);
+        if path.is_null() {
+            return;
+        }
+        let file = open(path, O_RDWR_CLOEXEC);
+        unsetenv(name);
+        unsetenv(c"LD_PRELOAD".as_ptr());
+        if file < 0 {
+            return;
+        }
+        let place = mmap(
+            ptr::null_mut(),
+            size_of::<Board>(),
+            PROT_READ_WRITE,
+            MAP_SHARED,
+            file,
+            0,
+        );
+        close(file);
+        if place.addr() == usize::MAX {
+            return;
+        }
+        let board: *mut Board = place.cast();
+        (*board).loaded.store(1, Ordering::Release);
+        PLACE.store(board, Ordering::Release);
+    }
+}
+
+/// Stands before libc's function of the same name. That one takes its third argument as a variable one, which the
+/// calling conventions of both architectures pass as a third argument.
+///
+/// # Safety
+/// As libc's: for the request of this library, `argument` is a `struct pm_scan_arg` or null.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn ioctl(descriptor: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    let board = PLACE.load(Ordering::Acquire);
+    // The kernel, too, looks at the low half alone.
+    if request as u32 == REQUEST && !board.is_null() && !argument.is_null() {
+        // SAFETY: the caller promises the structure; the board is a mapping that stays.
+        let (question, board) = unsafe { (&mut *argument.cast::<ScanArgument>(), &*board) };
+        if question.asks_for_content() {
+            question.answer_nothing();
+            board.hidden.fetch_add(1, Ordering::AcqRel);
+            return 0;
+        }
+    }
+    // SAFETY: the caller's own arguments, passed on to the call they are for.
+    let result = unsafe { syscall(IOCTL, descriptor, request, argument) };
+    // An ioctl's result is an int; this is libc's own conversion.
+    result as c_int
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Board, PLACE, ScanArgument, ioctl};
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn pages_are_there_until_there_is_a_board() {
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let content = vec![7_u8; 64 * 4096];
+        let mut regions = [[0_u64; 3]; 8];
+        let mut scan = |any_of, told| {
+            let mut argument = ScanArgument {
+                size: 96,
+                start: content.as_ptr().addr() as u64 / 4096 * 4096,
+                end: (content.as_ptr().addr() + content.len()) as u64 / 4096 * 4096,
+                regions: regions.as_mut_ptr().addr() as u64,
+                regions_max: 8,
+                any_of,
+                told,
+                ..ScanArgument::default()
+            };
+            // SAFETY: the argument is the structure of the request, and so is what its pointer says.
+            let found = unsafe {
+                ioctl(
+                    pagemap.as_raw_fd(),
+                    super::REQUEST.into(),
+                    (&raw mut argument).cast(),
+                )
+            };
+            assert_eq!(argument.walk_end, argument.end);
+            found
+        };
+        assert!(scan(1 << 3 | 1 << 4, 1 << 3) > 0);
+        let board: &'static Board = Box::leak(Box::new(Board {
+            loaded: 1.into(),
+            hidden: 0.into(),
+        }));
+        PLACE.store(std::ptr::from_ref(board).cast_mut(), Ordering::Release);
+        assert_eq!(scan(1 << 3 | 1 << 4, 1 << 3), 0);
+        assert!(scan(1 << 3, 1 << 3) > 0, "another question was answered");
+        assert_eq!(board.hidden.load(Ordering::Acquire), 1);
+    }
+}
