@@ -116,6 +116,9 @@ pub fn report(output: Output, migration: &Migration) -> Result<(), Failure> {
 }
 
 pub fn explain(migration: &Migration) {
+    for warning in &migration.warnings {
+        eprintln!("tranship: warning: {warning}");
+    }
     if migration.outcome() == MigrationOutcome::Done {
         return;
     }
@@ -144,6 +147,10 @@ pub fn report_check(output: Output, migration: &Migration) -> Result<u8, Failure
     }
     match migration.outcome() {
         MigrationOutcome::Unspecified | MigrationOutcome::Done if migration.blockers.is_empty() => {
+            migration
+                .warnings
+                .iter()
+                .for_each(|warning| eprintln!("tranship: warning: {warning}"));
             output.say(&format!(
                 "{} can move to {}",
                 migration.container_name, migration.destination

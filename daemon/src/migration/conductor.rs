@@ -11,7 +11,7 @@ use tranship_migrate::control::Conversation;
 use tranship_migrate::deadlines::RESUME;
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::source::{Plan, Source, SourceEnd};
-use tranship_proto::ids::{ContainerId, MigrationId, Name};
+use tranship_proto::ids::{ContainerId, MigrationId};
 use tranship_proto::v1::{
     Migration, MigrationOptions, MigrationOutcome, MigrationRole, Phase, StartMigrationRequest,
 };
@@ -20,6 +20,7 @@ use super::board::Board;
 use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
 use super::outcome;
 use super::plan::{OptionError, plan};
+use super::preflight::Checked;
 use super::source_host::LocalSource;
 use crate::clock::now_ms;
 use crate::containers::{Anatomy, ContainerError, Containers, Verb};
@@ -300,8 +301,8 @@ impl Conductor {
     }
 
     async fn check(&self, mut record: Migration, container: &ContainerId) -> Migration {
-        let (blockers, _) = self.shared.preflight(container, &record.destination).await;
-        let fits = blockers.is_empty();
+        let checked = self.shared.preflight(container, &record.destination).await;
+        let fits = checked.blockers.is_empty();
         record.set_outcome(if fits {
             MigrationOutcome::Done
         } else {
@@ -315,7 +316,8 @@ impl Conductor {
         } else {
             outcome::refused_advice(&record)
         };
-        record.blockers = blockers;
+        record.blockers = checked.blockers;
+        record.warnings = checked.warnings;
         record.finished_ms = now_ms();
         record
     }
@@ -327,21 +329,21 @@ impl Conductor {
         mut record: Migration,
         container: ContainerId,
         plan: Plan,
-        cancelled: watch::Receiver<bool>,
+        mut cancelled: watch::Receiver<bool>,
     ) {
         let shared = &self.shared;
-        let (blockers, destination) = shared.preflight(&container, &record.destination).await;
-        match destination {
-            Some(destination) if blockers.is_empty() => {
-                let asked = (plan, cancelled);
-                record = self.source(id, record, &container, destination, asked).await;
+        let checked = tokio::select! {
+            checked = shared.preflight(&container, &record.destination) => Some(checked),
+            _ = cancelled.wait_for(|set| *set) => None,
+        };
+        match checked {
+            Some(checked) if checked.blockers.is_empty() => {
+                record.warnings.clone_from(&checked.warnings);
+                let asked = (checked, plan, cancelled);
+                record = self.source(id, record, &container, asked).await;
             }
-            _ => {
-                record.set_outcome(MigrationOutcome::Refused);
-                record.advice = outcome::refused_advice(&record);
-                record.blockers = blockers;
-                record.finished_ms = now_ms();
-            }
+            Some(checked) => outcome::refused(&mut record, checked.blockers),
+            None => outcome::cancelled(&mut record),
         }
         let (total_ms, blackout_ms) = (record.total_us / 1000, record.blackout_us / 1000);
         let outcome = record.outcome().as_str_name();
@@ -354,11 +356,14 @@ impl Conductor {
         id: MigrationId,
         mut record: Migration,
         container: &ContainerId,
-        destination: Name,
-        (plan, cancelled): (Plan, watch::Receiver<bool>),
+        (checked, plan, cancelled): (Checked, Plan, watch::Receiver<bool>),
     ) -> Migration {
         let shared = &self.shared;
-        let begun = self.begin(id, container, &destination).await;
+        let Some(destination) = checked.destination.clone() else {
+            outcome::refused(&mut record, checked.blockers);
+            return record;
+        };
+        let begun = self.begin(id, container, checked).await;
         let (source, conversation) = match begun {
             Ok(begun) => begun,
             Err(error) => {
@@ -399,9 +404,11 @@ impl Conductor {
         &self,
         id: MigrationId,
         container: &ContainerId,
-        destination: &Name,
+        checked: Checked,
     ) -> Result<(Arc<LocalSource>, Conversation), HostError> {
         let shared = &self.shared;
+        let no_destination = || HostError::new("call the destination", "there is none");
+        let destination = checked.destination.ok_or_else(no_destination)?;
         let claim = |error| HostError::new("claim the container", error);
         shared
             .containers
@@ -409,12 +416,18 @@ impl Conductor {
             .await
             .map_err(claim)?;
         let anatomy = shared.containers.anatomy(container).await.map_err(claim)?;
-        let source = LocalSource::new(Arc::clone(shared), id, anatomy, destination.clone())?;
+        let source = LocalSource::new(
+            Arc::clone(shared),
+            id,
+            anatomy,
+            destination.clone(),
+            checked.no_live_memory,
+        )?;
         let call =
             |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("call the destination", error);
         let mut client = shared
             .peers()
-            .control(destination)
+            .control(&destination)
             .map_err(|error| call(error.into()))?;
         let (outbox, outgoing) = mpsc::channel(MESSAGES_IN_FLIGHT);
         let calling = client.migrate(ReceiverStream::new(outgoing));

@@ -81,6 +81,29 @@ pub fn of_destination(record: &mut Migration, report: DestinationReport) {
     }
 }
 
+/// The preflight found reasons against it.
+pub fn refused(record: &mut Migration, blockers: Vec<String>) {
+    record.set_outcome(MigrationOutcome::Refused);
+    record.advice = refused_advice(record);
+    record.blockers = blockers;
+    record.finished_ms = now_ms();
+}
+
+/// A person stopped it before anything was touched.
+pub fn cancelled(record: &mut Migration) {
+    record.set_outcome(MigrationOutcome::Cancelled);
+    record.error = "preflight failed: cancelled".to_owned();
+    record.advice = untouched(record);
+    record.finished_ms = now_ms();
+}
+
+fn untouched(record: &Migration) -> String {
+    format!(
+        "container {} runs at {} and was not touched",
+        record.container_name, record.source
+    )
+}
+
 /// What a refused migration leaves, and what to do about it.
 #[must_use]
 pub fn refused_advice(record: &Migration) -> String {
@@ -101,10 +124,7 @@ fn outcome_of(failure: &Failure, otherwise: MigrationOutcome) -> MigrationOutcom
 fn not_started(record: &mut Migration, failure: &Failure) {
     record.set_outcome(outcome_of(failure, MigrationOutcome::Failed));
     record.error = chain(failure);
-    record.advice = format!(
-        "container {} runs at {} and was not touched",
-        record.container_name, record.source
-    );
+    record.advice = untouched(record);
 }
 
 fn rolled_back(record: &mut Migration, failure: &Failure, undo: &[HostError]) {

@@ -22,23 +22,44 @@ const MEMORY_FACTOR: u64 = 2;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// What a preflight found.
+#[derive(Clone, Debug, Default)]
+pub struct Checked {
+    /// Every reason why the container cannot move.
+    pub blockers: Vec<String>,
+    /// What is to be known and forbids nothing.
+    pub warnings: Vec<String>,
+    /// The destination, where it exists.
+    pub destination: Option<Name>,
+    /// Why the destination cannot fill in memory that arrives in rounds; empty when it can.
+    pub no_live_memory: String,
+}
+
 impl Shared {
-    /// Every reason why the container cannot move to the host called `destination`, and that host where it exists.
-    pub async fn preflight(&self, container: &ContainerId, destination: &str) -> (Vec<String>, Option<Name>) {
-        let (host, mut reasons) = match self.known_host(destination) {
-            Ok(host) => (Some(host), Vec::new()),
-            Err(reason) => (None, vec![reason]),
-        };
+    /// Asks both hosts whether the container can move to the host called `destination`.
+    pub async fn preflight(&self, container: &ContainerId, destination: &str) -> Checked {
+        let mut checked = Checked::default();
+        match self.known_host(destination) {
+            Ok(host) => checked.destination = Some(host),
+            Err(reason) => checked.blockers.push(reason),
+        }
         match self.question(container).await {
-            Err(error) => reasons.push(chain(error.as_ref())),
+            Err(error) => checked.blockers.push(chain(error.as_ref())),
             Ok((request, mut here)) => {
-                reasons.append(&mut here);
-                if let Some(host) = &host {
-                    reasons.extend(self.ask(host, request).await);
+                checked.blockers.append(&mut here);
+                if let Some(host) = &checked.destination {
+                    match self.ask(host, request).await {
+                        Err(reason) => checked.blockers.push(reason),
+                        Ok(mut reply) => {
+                            checked.blockers.append(&mut reply.blockers);
+                            checked.warnings.append(&mut reply.warnings);
+                            checked.no_live_memory = reply.no_live_memory;
+                        }
+                    }
                 }
             }
         }
-        (reasons, host)
+        checked
     }
 
     fn known_host(&self, name: &str) -> Result<Name, String> {
@@ -135,17 +156,16 @@ impl Shared {
         Ok(reasons)
     }
 
-    async fn ask(&self, host: &Name, request: PreflightRequest) -> Vec<String> {
-        let unreachable =
-            |error: AnyError| vec![format!("{host} cannot be reached: {}", chain(error.as_ref()))];
-        let mut client = match self.peers().control(host) {
-            Ok(client) => client,
-            Err(error) => return unreachable(error.into()),
-        };
+    async fn ask(&self, host: &Name, request: PreflightRequest) -> Result<PreflightReply, String> {
+        let unreachable = |error: AnyError| format!("{host} cannot be reached: {}", chain(error.as_ref()));
+        let client = self.peers().control(host);
+        let mut client = client.map_err(|error| unreachable(error.into()))?;
         match tokio::time::timeout(REPLY, client.preflight(request)).await {
-            Err(_) => unreachable(format!("no answer within {} s", REPLY.as_secs()).into()),
-            Ok(Err(status)) => unreachable(status.message().to_owned().into()),
-            Ok(Ok(reply)) => reply.into_inner().blockers,
+            Err(_) => Err(unreachable(
+                format!("no answer within {} s", REPLY.as_secs()).into(),
+            )),
+            Ok(Err(status)) => Err(unreachable(status.message().to_owned().into())),
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
         }
     }
 
@@ -169,6 +189,7 @@ impl Shared {
             blockers: reasons,
             warnings: Vec::new(),
             layers_present,
+            no_live_memory: "this build does not fill memory in".to_owned(),
         })
     }
 

@@ -35,6 +35,8 @@ pub struct LocalSource {
     migration: MigrationId,
     anatomy: Anatomy,
     destination: Name,
+    /// Why the destination cannot fill in memory; empty when it can.
+    no_live_memory: String,
     journal: Journal,
     freezer: Freezer,
     attachment: OnceCell<Attachment>,
@@ -51,6 +53,7 @@ impl LocalSource {
         migration: MigrationId,
         anatomy: Anatomy,
         destination: Name,
+        no_live_memory: String,
     ) -> Result<Self, HostError> {
         let freezer = Freezer::of_cgroup(&anatomy.paths.cgroup)
             .map_err(|error| HostError::new("find the container's cgroup", error))?;
@@ -61,6 +64,7 @@ impl LocalSource {
             migration,
             anatomy,
             destination,
+            no_live_memory,
             journal,
             freezer,
             attachment,
@@ -160,6 +164,9 @@ impl SourceHost for LocalSource {
     }
 
     async fn memory_mode(&self) -> MemoryMode {
+        if !self.no_live_memory.is_empty() {
+            return MemoryMode::StopAndCopy(format!("{}: {}", self.destination, self.no_live_memory));
+        }
         MemoryMode::StopAndCopy("this build does not follow memory".to_owned())
     }
 
