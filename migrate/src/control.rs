@@ -29,6 +29,7 @@ pub fn name(body: &Body) -> &'static str {
         Body::Reserve(_) => "reserve",
         Body::Reserved(_) => "reserved",
         Body::Seeded(_) => "seeded",
+        Body::Standby(_) => "standby",
         Body::Freezing(_) => "freezing",
         Body::Drained(_) => "drained",
         Body::Prepared(_) => "prepared",

@@ -15,6 +15,7 @@ use tranship_proto::limits::MAX_PAGE_STREAMS;
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{
     Failed, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, RoundStored, Running, Seeded, Span,
+    Standby,
 };
 
 use crate::control::{Conversation, unexpected};
@@ -170,11 +171,20 @@ impl Destination {
                     self.host.layers_complete().await?;
                     self.conversation.say(Body::Seeded(Seeded {})).await?;
                 }
+                Body::Standby(standby) => self.prepare_restore(&standby).await?,
                 Body::Freezing(_) => self.note(Phase::Drain),
                 Body::Drained(drained) => return Ok(drained.digest),
                 other => return Err(unexpected("drained", &other)),
             }
         }
+    }
+
+    async fn prepare_restore(&mut self, standby: &Standby) -> Result<(), StepError> {
+        let host = Arc::clone(&self.host);
+        self.timings
+            .measure("prepare the restore", host.prepare_restore(standby))
+            .await?;
+        Ok(self.conversation.say(Body::Standby(Standby::default())).await?)
     }
 
     async fn prepare(&mut self, receiving: &mut Receiving, said: &[u8]) -> Result<[u8; 32], StepError> {

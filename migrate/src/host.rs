@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tranship_checkpoint::memory::PageSink;
-use tranship_proto::v1::{Phase, Progress, Reserve, Round, Span, StreamHello};
+use tranship_proto::v1::{Phase, Progress, Reserve, Round, Span, Standby, StreamHello};
 
 use crate::error::HostError;
 use crate::handoff::{DestinationStep, SourceStep, Verdict};
@@ -158,6 +158,9 @@ pub trait SourceHost: Send + Sync {
     /// The tree of one of the image's layers, which never changes.
     async fn layer(&self, name: &TreeName) -> Result<Tree, HostError>;
 
+    /// What the destination must know to have its restore started before there is anything to restore.
+    async fn standby(&self) -> Result<Standby, HostError>;
+
     /// Does everything of the dump that can be done while the container runs.
     async fn prepare_dump(&self) -> Result<(), HostError>;
 
@@ -251,7 +254,12 @@ pub trait DestinationHost: Send + Sync {
     /// Writes a step to the journal; durable when it returns.
     async fn record(&self, step: DestinationStep) -> Result<(), HostError>;
 
-    /// Restores everything, up to the last stage before a task runs. The network is attached but silent.
+    /// Does everything of the restore that can be done without the images and the writable layer. What was prepared and
+    /// is not used goes with [`DestinationHost::drop_all`].
+    async fn prepare_restore(&self, standby: &Standby) -> Result<(), HostError>;
+
+    /// Restores everything, up to the last stage before a task runs. The network is attached but silent. Prepares it first
+    /// where that has not been done.
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError>;
 
     /// Puts the container on the network and announces its address.

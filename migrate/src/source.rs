@@ -280,9 +280,7 @@ impl Source {
             match decision {
                 Decision::Freeze if prepared => return Ok(()),
                 Decision::Freeze => {
-                    self.timings
-                        .measure("prepare the dump", host.prepare_dump())
-                        .await?;
+                    self.prepare().await?;
                     prepared = true;
                 }
                 Decision::Round => self.round().await?,
@@ -348,6 +346,25 @@ impl Source {
                 }
             }
         }
+    }
+
+    /// Both hosts start what they need for the time in which the container stands still.
+    async fn prepare(&mut self) -> Result<(), StepError> {
+        let host = Arc::clone(&self.host);
+        self.conversation
+            .say(Body::Standby(host.standby().await?))
+            .await?;
+        self.timings
+            .measure("prepare the dump", host.prepare_dump())
+            .await?;
+        let began = Instant::now();
+        match self.hear("standby", REPLY).await? {
+            Body::Standby(_) => {}
+            other => return Err(unexpected("standby", &other)),
+        }
+        self.timings
+            .record("destination prepares", began, began.elapsed());
+        Ok(())
     }
 
     async fn freeze(&mut self) -> Result<(), StepError> {

@@ -30,7 +30,7 @@ use tranship_migrate::transport::{PageKeeper, TreeSink};
 use tranship_migrate::trees::{Tree, TreeName, TreeReport};
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::migrate_message::Body;
-use tranship_proto::v1::{MigrateMessage, Reserve, StreamHello};
+use tranship_proto::v1::{MigrateMessage, Reserve, Standby, StreamHello};
 
 /// What both hosts share: who runs, what was journaled, and what is to fail.
 #[derive(Default)]
@@ -133,6 +133,13 @@ impl SourceHost for SimulatedSource {
         Ok(Tree {
             name: name.clone(),
             path: self.dir.join("layer"),
+        })
+    }
+
+    async fn standby(&self) -> Result<Standby, HostError> {
+        self.world.enter("standby")?;
+        Ok(Standby {
+            descriptors: vec!["/dev/null".to_owned()],
         })
     }
 
@@ -340,6 +347,11 @@ impl DestinationHost for SimulatedDestination {
             _ => return Ok(()),
         };
         self.world.enter(call)
+    }
+
+    async fn prepare_restore(&self, standby: &Standby) -> Result<(), HostError> {
+        assert_eq!(standby.descriptors, ["/dev/null"]);
+        self.world.enter("prepare restore")
     }
 
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError> {
@@ -602,7 +614,9 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
         "keep pages",
         "page keeper",
         "memory complete",
+        "standby",
         "prepare dump",
+        "prepare restore",
         "freeze",
         "cut network",
         "dump",
@@ -638,6 +652,7 @@ async fn a_connection_cut_before_any_message_leaves_one_owner() {
         "reserved",
         "round stored",
         "seeded",
+        "standby",
         "freezing",
         "drained",
         "prepared",

@@ -23,6 +23,9 @@ pub const MAX_TREE_ENTRIES: u64 = 1 << 32;
 /// Largest file in a tree: what ext4 and XFS hold on 4 KiB blocks is more, what anybody has sent is less.
 pub const MAX_FILE_BYTES: u64 = 1 << 44;
 
+/// Standard streams of a container.
+pub const MAX_DESCRIPTORS: usize = 3;
+
 /// Largest message on a control connection; tonic's own default, written down.
 pub const MAX_CONTROL_BYTES: usize = 4 << 20;
 

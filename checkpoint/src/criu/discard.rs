@@ -20,7 +20,7 @@ use crate::cgroup::{self, CgroupError};
 use crate::process_tree::{self, TreeError};
 
 /// Where runc mounts the rootfs for CRIU, below the container's directory in its root.
-const CRIU_ROOT: &str = "criu-root";
+pub const CRIU_ROOT: &str = "criu-root";
 
 /// A container of which nothing is to be left but its bundle.
 #[derive(Clone, Debug)]

@@ -5,7 +5,8 @@
 //!   reserve_incoming            name and id are taken; state RECEIVING; journaled by the caller
 //!   receive_image               once the layers are there
 //!   receive_rootfs, _volume     empty trees to write into
-//!   receive_bundle              rootfs mounted, bundle written: ready for the restore
+//!   receive_bundle              bundle written: a restore can be started, though not released
+//!   receive_mount               rootfs mounted: ready for the restore
 //!   adopt                       its tasks run: state RUNNING under the new epoch
 //!   drop_incoming               instead of adopt, at any time before: all of it goes
 //! ```
@@ -70,7 +71,7 @@ impl Containers {
     }
 
     /// Makes the root file system of a container that is being received, of layers that are here. Answers where its
-    /// writable layer is: an empty directory to fill. It is not mounted before [`Containers::receive_bundle`].
+    /// writable layer is: an empty directory to fill. It is not mounted before [`Containers::receive_mount`].
     ///
     /// # Errors
     /// A layer is missing, or the storage driver fails.
@@ -108,7 +109,8 @@ impl Containers {
         Ok(volumes.path(&made).await?)
     }
 
-    /// Mounts the root file system and writes the bundle, with a runtime configuration of this host's paths.
+    /// Writes the bundle, with a runtime configuration of this host's paths. Names of users are looked up in the image's
+    /// layers, as they were when the container was made: its root file system is mounted for that, and not afterwards.
     ///
     /// # Errors
     /// Something of it fails.
@@ -119,9 +121,23 @@ impl Containers {
     ) -> Result<ContainerRecord, ContainerError> {
         let record = self.incoming_record(id).await?;
         let failed = |source: PartError| record_step(&record, "prepare the bundle", source);
-        self.mount_rootfs(&record).await.map_err(failed)?;
         let mounts = self.find_mounts(&record.spec).await.map_err(failed)?;
-        self.make_bundle(&record, image, &mounts).await.map_err(failed)
+        self.mount_rootfs(&record).await.map_err(failed)?;
+        let made = self.make_bundle(&record, image, &mounts).await;
+        self.unmount_rootfs(&record).await.map_err(failed)?;
+        made.map_err(failed)
+    }
+
+    /// Mounts the root file system, whose writable layer is complete now. Nothing may write into that layer afterwards but
+    /// through the mount.
+    ///
+    /// # Errors
+    /// The storage driver fails.
+    pub async fn receive_mount(&self, id: &ContainerId) -> Result<(), ContainerError> {
+        let record = self.incoming_record(id).await?;
+        self.mount_rootfs(&record)
+            .await
+            .map_err(|source| record_step(&record, "mount the root file system", source))
     }
 
     /// The container runs here, as process `pid`: it is this host's own now, its volumes too, and a tombstone of an

@@ -50,7 +50,7 @@ impl Containers {
         Ok(self.shared.parts.networks.detach(id).await?)
     }
 
-    async fn unmount_rootfs(&self, record: &ContainerRecord) -> Result<(), PartError> {
+    pub(super) async fn unmount_rootfs(&self, record: &ContainerRecord) -> Result<(), PartError> {
         let driver = self.shared.parts.storage.get(&record.spec.storage_driver)?;
         let (id, target) = (record.id.clone(), self.paths(&record.id).rootfs());
         let _outcome = crate::blocking::run(move || driver.unmount_rootfs(&id, &target)).await?;

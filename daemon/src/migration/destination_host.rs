@@ -1,17 +1,14 @@
 //! What the destination role asks of this daemon.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{
-    Discard, Operation, Relay, RelayError, RestoreError, discard, remove_ghosts, was_released,
-};
+use tranship_checkpoint::criu::{Discard, Relay, discard, remove_ghosts, was_released};
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Verdict};
@@ -19,15 +16,15 @@ use tranship_migrate::host::{AcceptedStream, DestinationHost, Event, HeldRestore
 use tranship_migrate::transport::{PageKeeper, TreeSink};
 use tranship_migrate::trees::TreeName;
 use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
-use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve};
+use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby};
 
 use super::conductor::Shared;
-use super::held::{LocalHeld, RuncEnd, make_private, remove_staging, stages};
+use super::held::{LocalHeld, make_private, remove_staging, stages};
 use super::journal::Journal;
 use super::sink::LocalSink;
+use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
 use crate::network::{Attachment, NetworkRequest};
 use crate::peers::streams::ExpectedStreams;
-use crate::runtime::{RestoreRequest, StartError, Started};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -45,6 +42,7 @@ pub struct LocalDestination {
     journal: Journal,
     sink: Arc<LocalSink>,
     streams: AsyncMutex<Option<ExpectedStreams>>,
+    standing_by: AsyncMutex<Option<StandingBy>>,
     attachment: Mutex<Option<Attachment>>,
     pid: Mutex<i32>,
 }
@@ -91,6 +89,7 @@ impl LocalDestination {
             journal,
             sink: Arc::new(sink),
             streams: AsyncMutex::default(),
+            standing_by: AsyncMutex::default(),
             attachment: Mutex::default(),
             pid: Mutex::default(),
         })
@@ -252,16 +251,28 @@ impl LocalDestination {
         Ok(())
     }
 
-    async fn run_to_the_barrier(&self, relay: &mut Relay, work: &Path) -> Result<Vec<Stage>, HostError> {
-        let failed = |error| match error {
-            RelayError::Ended { finished, .. } => HostError::new(
-                "restore the container",
-                RestoreError::explain(work, Some(&finished)),
-            ),
-            other => HostError::new("restore the container", other),
+    /// Everything of a restore that needs no image.
+    async fn begin_restore(&self, standby: Option<&Standby>) -> Result<StandingBy, HostError> {
+        let containers = &self.shared.containers;
+        containers
+            .receive_bundle(&self.container, &self.image)
+            .await
+            .map_err(|error| HostError::new("prepare the restore", error))?;
+        let work = self.work();
+        make_private(&work).map_err(|error| HostError::new("prepare the restore", error))?;
+        let begin = Begin {
+            paths: containers.paths(&self.container),
+            images: self.images(),
+            work,
+            criu: self.shared.criu.clone(),
         };
+        StandingBy::begin(self.shared.runtime(), &begin, standby).await
+    }
+
+    async fn run_to_the_barrier(&self, relay: &mut Relay) -> Result<Vec<Stage>, HostError> {
+        let work = self.work();
+        let failed = |error| restore_failed(&work, error);
         let deadline = Instant::now() + IMAGES;
-        relay.wait_request(deadline).await.map_err(failed)?;
         relay.release_request().await.map_err(failed)?;
         let pid = relay.wait_namespaces(deadline).await.map_err(failed)?;
         self.attach(pid).await?;
@@ -333,39 +344,49 @@ impl DestinationHost for LocalDestination {
         written.map_err(|error| HostError::new("write the journal", error))
     }
 
+    async fn prepare_restore(&self, standby: &Standby) -> Result<(), HostError> {
+        let begun = self.begin_restore(Some(standby)).await?;
+        *self.standing_by.lock().await = Some(begun);
+        Ok(())
+    }
+
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError> {
-        let prepare = |error: AnyError| HostError::new("prepare the restore", error);
-        let containers = &self.shared.containers;
-        containers
-            .receive_bundle(&self.container, &self.image)
-            .await
-            .map_err(|error| prepare(error.into()))?;
-        let work = self.work();
-        make_private(&work).map_err(|error| prepare(error.into()))?;
-        let relay = Relay::bind(&work, &self.shared.criu, Operation::Restore);
-        let mut relay = relay.map_err(|error| prepare(error.into()))?;
-        let request = RestoreRequest {
-            arguments: restore_options(&self.images(), &work),
-            environment: relay.environment(),
-            deadline: IMAGES,
+        let prepared = match self.standing_by.lock().await.take() {
+            Some(prepared) => prepared.if_of_use(&self.images()).await,
+            None => None,
         };
-        let begun = self
-            .shared
-            .runtime()
-            .restore(&containers.paths(&self.container), request)
-            .await;
-        let begun = begun.map_err(|error| HostError::new("start the restore", error))?;
-        let mut runc: RuncEnd = Box::pin(begun.finished());
+        let mut prepared = match prepared {
+            Some(prepared) => prepared,
+            None => self.begin_restore(None).await?,
+        };
+        let began = std::time::Instant::now();
+        let mount = self.shared.containers.receive_mount(&self.container);
+        let mount = async {
+            mount
+                .await
+                .map_err(|error| HostError::new("prepare the restore", error))
+        };
+        if let Err(error) = prepared.use_root(mount).await {
+            prepared.give_up().await;
+            return Err(error);
+        }
+        let rooted = Stage {
+            name: "root file system".to_owned(),
+            start: began,
+            duration: began.elapsed(),
+        };
         let failure = tokio::select! {
-            stages = self.run_to_the_barrier(&mut relay, &work) => match stages {
-                Ok(stages) => return Ok(Box::new(LocalHeld { relay, runc, stages })),
+            stages = self.run_to_the_barrier(&mut prepared.relay) => match stages {
+                Ok(mut stages) => {
+                    stages.insert(0, rooted);
+                    let StandingBy { relay, runc, .. } = prepared;
+                    return Ok(Box::new(LocalHeld { relay, runc, stages }));
+                }
                 Err(error) => error,
             },
-            ended = &mut runc => return Err(HostError::new("restore the container", runc_ended(&work, ended))),
+            ended = &mut prepared.runc => return Err(HostError::new("restore the container", runc_ended(&self.work(), ended))),
         };
-        drop(relay);
-        // runc and the monitor clean up behind CRIU before anything is removed under them.
-        let _ = tokio::time::timeout(REPLY, runc).await;
+        prepared.give_up().await;
         Err(failure)
     }
 
@@ -399,6 +420,9 @@ impl DestinationHost for LocalDestination {
 
     async fn drop_all(&self) -> Result<(), HostError> {
         self.sink.forget();
+        if let Some(prepared) = self.standing_by.lock().await.take() {
+            prepared.give_up().await;
+        }
         let dropped = self.shared.containers.drop_incoming(&self.container).await;
         let staging = self.drop_staging().await;
         dropped
@@ -436,28 +460,6 @@ impl Shared {
             (false, MigrationOutcome::Unspecified) if reply.known => Verdict::Undecided,
             (false, _) => Verdict::Abandoned,
         })
-    }
-}
-
-/// What runc is told beyond what every restore has.
-fn restore_options(images: &Path, work: &Path) -> Vec<OsString> {
-    let mut options: Vec<OsString> = ["--tcp-established", "--file-locks"].map(OsString::from).to_vec();
-    options.extend([
-        "--image-path".into(),
-        images.into(),
-        "--work-path".into(),
-        work.into(),
-    ]);
-    options
-}
-
-/// Why runc ended before CRIU had restored anything. CRIU's log has the better reason where there is one.
-fn runc_ended(work: &Path, ended: Result<Started, StartError>) -> AnyError {
-    let explained = RestoreError::explain(work, None);
-    match ended {
-        _ if !explained.lines.is_empty() => explained.into(),
-        Err(error) => error.into(),
-        Ok(_) => "runc did not ask CRIU for it".into(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Migrations on this host: `migrate`'s roles, played with this daemon's containers, networks, peers and registry.
 //!
 //! In reading order: [`conductor`] starts and follows migrations for the API, [`preflight`] collects what both hosts
-//! must know before anything is touched, [`source_host`] and [`destination_host`] do what the roles ask for, [`sink`] is where received trees go,
+//! must know before anything is touched, [`source_host`] and [`destination_host`] do what the roles ask for, [`standby`] is a restore that
+//! waits for its images, [`sink`] is where received trees go,
 //! [`control`] carries their messages, [`service`] answers other hosts, [`recover`] finishes what a daemon before this one
 //! left, [`plan`] is what was asked for and what is known beforehand, [`board`] shows what is under way, [`outcome`] says it in words.
 
@@ -18,6 +19,7 @@ mod recover;
 mod service;
 mod sink;
 mod source_host;
+mod standby;
 mod usage;
 
 pub use conductor::{Conductor, ConductorError};

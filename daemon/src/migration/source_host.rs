@@ -18,7 +18,7 @@ use tranship_migrate::host::{
 };
 use tranship_migrate::trees::{Tree, TreeName};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
-use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, VolumeSource};
+use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
 
 use super::conductor::Shared;
 use super::held::{make_private, remove_staging, stages};
@@ -206,6 +206,11 @@ impl SourceHost for LocalSource {
             name: name.clone(),
             path,
         })
+    }
+
+    async fn standby(&self) -> Result<Standby, HostError> {
+        super::standby::of_source(self.shared.runtime(), &self.anatomy.record.id)
+            .map_err(|error| HostError::new("read the container's state in runc", error))
     }
 
     async fn prepare_dump(&self) -> Result<(), HostError> {

@@ -161,6 +161,7 @@ async fn receive(host: &Running, there: &Anatomy, epoch: u64) {
         let path = containers.receive_volume(id, &volume).await.unwrap();
         std::fs::write(path.join("came-along"), "").unwrap();
         containers.receive_bundle(id, image).await.unwrap();
+        containers.receive_mount(id).await.unwrap();
     }
     let busy = containers.begin_migration("web").await.unwrap_err();
     assert!(chain(&busy).contains("being received"), "{}", chain(&busy));
