@@ -15,5 +15,7 @@ pub mod oracles;
 pub mod programs;
 pub mod resp;
 pub mod scenario;
+pub mod sys;
 pub mod testbed;
 pub mod tranship;
+pub mod workload;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tranship_tests::counter;
 use tranship_tests::resp::{Answer, Connection};
+use tranship_tests::workload::questions;
 
 /// Clients of the containers under test.
 #[derive(Parser)]
@@ -29,6 +30,13 @@ enum Verb {
         pause_us: u64,
         /// Seconds to wait for an answer.
         #[arg(long, default_value_t = 180)]
+        patience_s: u64,
+    },
+    /// Ask a workload how it is and print the answer.
+    Ask {
+        /// ADDRESS:PORT.
+        address: SocketAddr,
+        /// Seconds to wait for an answer.
         patience_s: u64,
     },
     /// Ask a Redis one thing and print the answer.
@@ -64,6 +72,13 @@ fn run(verb: Verb) -> Result<()> {
             Duration::from_micros(pause_us),
             Duration::from_secs(patience_s),
         ),
+        Verb::Ask { address, patience_s } => {
+            println!(
+                "{}",
+                questions::ask(address, "how are you", Duration::from_secs(patience_s))?
+            );
+            Ok(())
+        }
         Verb::Redis { address, words } => {
             match Connection::open(address, Duration::from_secs(10))?.ask(&words)? {
                 Answer::Number(number) => println!("{number}"),

@@ -1,0 +1,139 @@
+//! `workload`: what runs in containers under test. It ends only when something is wrong, or when it is ended.
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use tranship_tests::workload::counting::Server;
+use tranship_tests::workload::questions::Questions;
+use tranship_tests::workload::{self, dirtier, generations, many, remapper};
+
+/// Programs that know what their memory must hold.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    job: Job,
+}
+
+/// Every job with `--count-port` also answers counted requests there, from a thread of its own.
+#[derive(Subcommand)]
+enum Job {
+    /// Stamp the number of the pass into every page, in order.
+    Generations {
+        /// Size of the memory.
+        #[arg(long)]
+        mib: usize,
+        /// How much is stamped per second.
+        #[arg(long)]
+        mib_per_s: f64,
+        /// Port for questions.
+        #[arg(long)]
+        port: u16,
+    },
+    /// Change pages at random.
+    Dirtier {
+        /// Size of the memory.
+        #[arg(long)]
+        mib: usize,
+        /// How much is changed per second.
+        #[arg(long)]
+        mib_per_s: f64,
+        /// Port for counted requests.
+        #[arg(long)]
+        count_port: u16,
+    },
+    /// Map, unmap, move, advise, protect and fork at random.
+    Remapper {
+        /// The most that is mapped.
+        #[arg(long)]
+        mib: usize,
+        /// What the course follows from.
+        #[arg(long)]
+        seed: u64,
+        /// Port for questions.
+        #[arg(long)]
+        port: u16,
+    },
+    /// Only answer counted requests.
+    Count {
+        /// Port for counted requests.
+        #[arg(long)]
+        count_port: u16,
+    },
+    /// Many processes.
+    Processes {
+        /// How many.
+        #[arg(long)]
+        count: usize,
+        /// Size of each one's memory.
+        #[arg(long)]
+        mib: usize,
+        /// Port for counted requests.
+        #[arg(long)]
+        count_port: u16,
+    },
+    /// One of many processes.
+    Process {
+        /// Size of its memory.
+        #[arg(long)]
+        mib: usize,
+    },
+    /// Many threads.
+    Threads {
+        /// How many.
+        #[arg(long)]
+        count: usize,
+        /// Port for counted requests.
+        #[arg(long)]
+        count_port: u16,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().job) {
+        Ok(never) => match never {},
+        Err(error) => workload::end_with(&error),
+    }
+}
+
+fn run(job: Job) -> Result<Infallible> {
+    match job {
+        Job::Generations { mib, mib_per_s, port } => {
+            generations::run(mib, mib_per_s, &Questions::open(port)?)
+        }
+        Job::Dirtier {
+            mib,
+            mib_per_s,
+            count_port,
+        } => {
+            count_beside(count_port)?;
+            dirtier::run(mib, mib_per_s)
+        }
+        Job::Remapper { mib, seed, port } => remapper::run(mib, seed, &Questions::open(port)?),
+        Job::Count { count_port } => Server::open(count_port)?.run(),
+        Job::Processes {
+            count,
+            mib,
+            count_port,
+        } => {
+            count_beside(count_port)?;
+            many::processes(count, mib)
+        }
+        Job::Process { mib } => many::process(mib),
+        Job::Threads { count, count_port } => {
+            count_beside(count_port)?;
+            many::threads(count)
+        }
+    }
+}
+
+/// A thread that answers counted requests, and ends the process when one was lost.
+fn count_beside(port: u16) -> Result<()> {
+    let server = Server::open(port)?;
+    std::thread::spawn(move || match server.run() {
+        Ok(never) => match never {},
+        Err(error) => workload::end_with(&error),
+    });
+    Ok(())
+}

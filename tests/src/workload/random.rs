@@ -1,0 +1,40 @@
+//! Numbers that look random and follow from a seed, so that a run can be repeated.
+
+/// A generator: xorshift, followed by a multiplication.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The generator of a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        // The remainder of 64 bits by some thousands is even enough.
+        (self.number() % bound as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stay_below_their_bound_and_reach_all_of_it() {
+        let mut random = Random::new(1);
+        let mut seen = [false; 7];
+        (0..1000).for_each(|_| seen[random.below(7)] = true);
+        assert_eq!(seen, [true; 7]);
+    }
+}
