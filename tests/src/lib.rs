@@ -1,16 +1,18 @@
 //! What the end-to-end tests, the demo and the benchmarks share.
 //!
 //! [`testbed`] stands in for several machines on one, [`tranship`] is the command line on its hosts, [`counter`] the client
-//! that notices every lost or repeated request (over [`resp`]), [`oracles`] judges that nothing is left behind,
-//! [`scenario`] is the frame of an end-to-end test.
-//! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, [`interrupt`] cleans up
-//! after a Ctrl-C.
+//! that notices every lost or repeated request (over [`resp`]), [`crowd`] does so on any number of connections, [`oracles`]
+//! judges that nothing is left behind, [`scenario`] is the frame of an end-to-end test.
+//! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, of which [`workload`] (with
+//! [`sys`]) is our own, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
 
 pub mod bench;
 pub mod command;
 pub mod counter;
+pub mod crowd;
 pub mod images;
 pub mod interrupt;
+pub mod namespace;
 pub mod oracles;
 pub mod programs;
 pub mod resp;

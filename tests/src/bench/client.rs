@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::namespace::enter_network;
 use super::scenario::Scenario;
+use crate::namespace::enter_network;
 use crate::resp::{Answer, Connection};
 use crate::testbed::Host;
 use crate::tranship::wait_for;

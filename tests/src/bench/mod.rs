@@ -8,15 +8,14 @@
 //!
 //! In reading order: [`scenario`] says what is moved, [`subject`] what a mover has to offer, [`tranship`] and
 //! [`baseline`] are the two, [`client`] is the one who waits meanwhile, [`course`] lets them take turns, [`figures`] makes
-//! numbers of it, [`machine`] describes where it was, [`report`] writes it down. [`namespace`] and [`timed`]
-//! are tools.
+//! numbers of it, [`machine`] describes where it was, [`report`] writes it down. [`timed`]
+//! is a tool.
 
 pub mod baseline;
 pub mod client;
 pub mod course;
 pub mod figures;
 pub mod machine;
-pub mod namespace;
 pub mod report;
 pub mod scenario;
 pub mod subject;

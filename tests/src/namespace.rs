@@ -1,4 +1,4 @@
-//! Lets a thread of the bench be on one of the testbed's hosts, as far as the network goes.
+//! Lets a thread of a test or of the bench be on one of the testbed's hosts, as far as the network goes.
 //!
 //! A client that measures microseconds should not be started by another program, and sockets belong to the namespace
 //! they were made in. So a thread moves there before it connects.
