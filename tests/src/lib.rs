@@ -1,8 +1,8 @@
 //! What the end-to-end tests, the demo and the benchmarks share.
 //!
 //! [`testbed`] stands in for several machines on one, [`tranship`] is the command line on its hosts, [`counter`] the client
-//! that notices every lost or repeated request (over [`resp`]), [`crowd`] does so on any number of connections, [`oracles`]
-//! judges that nothing is left behind, [`scenario`] is the frame of an end-to-end test.
+//! that notices every lost or repeated request (over [`resp`]), [`crowd`] does so on any number of connections, [`visitors`] come with a
+//! new one each time, [`oracles`] judges that nothing is left behind, [`scenario`] is the frame of an end-to-end test.
 //! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, of which [`workload`] (with
 //! [`sys`]) is our own, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
 
@@ -20,4 +20,5 @@ pub mod scenario;
 pub mod sys;
 pub mod testbed;
 pub mod tranship;
+pub mod visitors;
 pub mod workload;
