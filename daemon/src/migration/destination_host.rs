@@ -19,7 +19,7 @@ use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
 use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby};
 
 use super::conductor::Shared;
-use super::held::{LocalHeld, make_private, remove_staging, stages};
+use super::held::{LocalHeld, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::sink::LocalSink;
 use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
@@ -147,7 +147,9 @@ impl LocalDestination {
         let containers = &self.shared.containers;
         let failed = |error| HostError::new("make room for the container", error);
         let images = self.images();
-        make_private(&images).map_err(|error| HostError::new("make the migration's staging", error))?;
+        make_staging(&self.staging())
+            .and_then(|()| make_private(&images))
+            .map_err(|error| HostError::new("make the migration's staging", error))?;
         self.sink.place(TreeName::Images, images);
         for layer in missing {
             let digest: Digest = layer

@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::{Relay, StageTime};
 use tranship_checkpoint::monotonic_us;
@@ -93,14 +95,33 @@ pub fn stages(times: &[StageTime]) -> Vec<Stage> {
         .collect()
 }
 
-/// Removes a migration's images, logs and sockets. Nothing there is good.
+/// Makes the place for a migration's images, pages, logs and sockets: memory, whatever /run is, and open only to root. What
+/// it may hold is decided by whoever fills it.
+///
+/// # Errors
+/// It cannot be made or mounted.
+pub fn make_staging(path: &Path) -> io::Result<()> {
+    make_private(path)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("tranship", path, "tmpfs", flags, c"size=100%,mode=0700")?;
+    Ok(())
+}
+
+/// Removes what [`make_staging`] made, and everything in it. Files that somebody still has open go with him.
 ///
 /// # Errors
 /// Something could not be removed.
 pub async fn remove_staging(path: PathBuf) -> Result<(), HostError> {
-    let removed = crate::blocking::run(move || match std::fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let removed = crate::blocking::run(move || {
+        match unmount(&path, UnmountFlags::DETACH) {
+            // It was never mounted, or is gone.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        match std::fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     });
     removed
         .await

@@ -21,7 +21,7 @@ use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
 
 use super::conductor::Shared;
-use super::held::{make_private, remove_staging, stages};
+use super::held::{make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::plan::fixed_cost;
 use super::usage::tree_bytes;
@@ -216,6 +216,8 @@ impl SourceHost for LocalSource {
     async fn prepare_dump(&self) -> Result<(), HostError> {
         let staging = self.staging();
         let (images_dir, work_dir) = (staging.join("images"), staging.join("dump"));
+        let made = make_staging(&staging);
+        made.map_err(|error| HostError::new("make the migration's staging", error))?;
         for directory in [&images_dir, &work_dir] {
             make_private(directory).map_err(|error| HostError::new("make the migration's staging", error))?;
         }
