@@ -39,6 +39,8 @@ pub fn name(body: &Body) -> &'static str {
         Body::Abort(_) => "abort",
         Body::Failed(_) => "failed",
         Body::RoundStored(_) => "round stored",
+        Body::Cut(_) => "cut",
+        Body::Holding(_) => "holding",
     }
 }
 

@@ -14,8 +14,8 @@ use tranship_proto::ids::MigrationId;
 use tranship_proto::limits::MAX_PAGE_STREAMS;
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{
-    Failed, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, RoundStored, Running, Seeded, Span,
-    Standby,
+    Failed, Holding, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, RoundStored, Running, Seeded,
+    Span, Standby,
 };
 
 use crate::control::{Conversation, unexpected};
@@ -173,6 +173,7 @@ impl Destination {
                 }
                 Body::Standby(standby) => self.prepare_restore(&standby).await?,
                 Body::Freezing(_) => self.note(Phase::Drain),
+                Body::Cut(_) => self.hold_arrivals().await?,
                 Body::Drained(drained) => return Ok(drained.digest),
                 other => return Err(unexpected("drained", &other)),
             }
@@ -185,6 +186,15 @@ impl Destination {
             .measure("prepare the restore", host.prepare_restore(standby))
             .await?;
         Ok(self.conversation.say(Body::Standby(Standby::default())).await?)
+    }
+
+    /// What the container is sent while it is nowhere. To lose that costs its clients a retransmission, not the migration.
+    async fn hold_arrivals(&mut self) -> Result<(), StepError> {
+        let host = Arc::clone(&self.host);
+        if let Err(error) = self.timings.measure("hold", host.hold_network()).await {
+            tracing::warn!(migration_id = %self.migration, error = %chain(&error), "what is sent to the container until it runs is lost and must be sent again");
+        }
+        Ok(self.conversation.say(Body::Holding(Holding {})).await?)
     }
 
     async fn prepare(&mut self, receiving: &mut Receiving, said: &[u8]) -> Result<[u8; 32], StepError> {

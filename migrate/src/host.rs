@@ -167,6 +167,10 @@ pub trait SourceHost: Send + Sync {
     /// Stops every task of the container by its cgroup's freezer.
     async fn freeze(&self) -> Result<(), HostError>;
 
+    /// Lets nothing of the container reach its network any more, while what others send still reaches it. Where that
+    /// cannot be had, nothing happens: [`SourceHost::cut_network`] follows.
+    async fn mute_network(&self) -> Result<(), HostError>;
+
     /// Takes the container off its network: no packet leaves after this has returned.
     async fn cut_network(&self) -> Result<(), HostError>;
 
@@ -251,6 +255,10 @@ pub trait DestinationHost: Send + Sync {
     /// Every missing layer has arrived: the writable layer can have its place now.
     async fn layers_complete(&self) -> Result<(), HostError>;
 
+    /// Announces the container's address and keeps what arrives for it, until [`DestinationHost::plug_network`] hands it
+    /// over or the migration is dropped. The source has frozen and muted the container.
+    async fn hold_network(&self) -> Result<(), HostError>;
+
     /// Writes a step to the journal; durable when it returns.
     async fn record(&self, step: DestinationStep) -> Result<(), HostError>;
 
@@ -262,7 +270,7 @@ pub trait DestinationHost: Send + Sync {
     /// where that has not been done.
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError>;
 
-    /// Puts the container on the network and announces its address.
+    /// Puts the container on the network, gives it what was held for it, and announces its address.
     async fn plug_network(&self) -> Result<(), HostError>;
 
     /// The container runs: registers it as this host's own, under the new epoch.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{
-    Drained, Freezing, Go, MigrationRole, Phase, Ready, Round, RoundStored, Running, Seeded, Span,
+    Cut, Drained, Freezing, Go, MigrationRole, Phase, Ready, Round, RoundStored, Running, Seeded, Span,
 };
 
 use crate::control::{Conversation, unexpected};
@@ -375,6 +375,7 @@ impl Source {
         let host = Arc::clone(&self.host);
         self.timings.measure("freezer", host.freeze()).await?;
         self.full_speed().await?;
+        self.hand_over_arrivals().await?;
         self.timings.measure("network cut", host.cut_network()).await?;
         Ok(())
     }
@@ -385,6 +386,21 @@ impl Source {
             self.host.slow_down(None).await?;
             self.slowed = false;
         }
+        Ok(())
+    }
+
+    /// What is sent to the container from here on waits at the destination, and nothing that is on its way is lost: the
+    /// container says nothing any more, but hears what arrives until the destination has announced its address.
+    async fn hand_over_arrivals(&mut self) -> Result<(), StepError> {
+        let host = Arc::clone(&self.host);
+        self.timings.measure("network muted", host.mute_network()).await?;
+        let began = Instant::now();
+        self.conversation.say(Body::Cut(Cut {})).await?;
+        match self.hear("holding", REPLY).await? {
+            Body::Holding(_) => {}
+            other => return Err(unexpected("holding", &other)),
+        }
+        self.timings.record("destination holds", began, began.elapsed());
         Ok(())
     }
 

@@ -37,6 +37,7 @@ use tranship_proto::v1::{MigrateMessage, Reserve, Standby, StreamHello};
 struct World {
     source_runs: bool,
     source_on_network: bool,
+    destination_holds: bool,
     destination_runs: bool,
     destination_on_network: bool,
     destination_dropped: bool,
@@ -152,8 +153,20 @@ impl SourceHost for SimulatedSource {
         self.world.enter("freeze")
     }
 
+    async fn mute_network(&self) -> Result<(), HostError> {
+        self.world
+            .with(|world| assert!(!world.source_runs, "muted while it ran"));
+        self.world.enter("mute network")
+    }
+
     async fn cut_network(&self) -> Result<(), HostError> {
-        self.world.with(|world| world.source_on_network = false);
+        self.world.with(|world| {
+            assert!(
+                world.calls.contains(&"hold network"),
+                "cut before the destination held"
+            );
+            world.source_on_network = false;
+        });
         self.world.enter("cut network")
     }
 
@@ -338,6 +351,14 @@ impl DestinationHost for SimulatedDestination {
         self.world.enter("layers complete")
     }
 
+    async fn hold_network(&self) -> Result<(), HostError> {
+        self.world.with(|world| {
+            assert!(!world.source_runs, "held for a container that runs");
+            world.destination_holds = true;
+        });
+        self.world.enter("hold network")
+    }
+
     async fn record(&self, step: DestinationStep) -> Result<(), HostError> {
         self.world.with(|world| world.destination_journal.push(step));
         let call = match step {
@@ -363,6 +384,7 @@ impl DestinationHost for SimulatedDestination {
         self.world.enter("plug")?;
         self.world.with(|world| {
             assert!(!world.source_on_network, "the address answers twice");
+            world.destination_holds = false;
             world.destination_on_network = true;
         });
         Ok(())
@@ -377,7 +399,10 @@ impl DestinationHost for SimulatedDestination {
     }
 
     async fn drop_all(&self) -> Result<(), HostError> {
-        self.world.with(|world| world.destination_dropped = true);
+        self.world.with(|world| {
+            world.destination_dropped = true;
+            world.destination_holds = false;
+        });
         Ok(())
     }
 
@@ -548,6 +573,7 @@ fn assert_one_owner(outcome: &Outcome, what: &str) {
             world.destination_runs, world.destination_on_network,
             "{what}: destination's network"
         );
+        assert!(!world.destination_holds, "{what}: frames are held for nobody");
         assert_eq!(world.copy_removed, world.destination_runs, "{what}: the copy");
         assert_eq!(
             world.destination_dropped,
@@ -618,6 +644,7 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
         "prepare dump",
         "prepare restore",
         "freeze",
+        "mute network",
         "cut network",
         "dump",
         "frozen trees",
@@ -647,6 +674,19 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destination_that_cannot_hold_frames_gets_the_container_all_the_same() {
+    let outcome = migrate(Some("hold network"), None, false).await;
+    assert!(
+        matches!(&outcome.source.end, SourceEnd::Done { .. }),
+        "{:?}",
+        outcome.source.end
+    );
+    outcome
+        .world
+        .with(|world| assert!(world.destination_runs && !world.source_runs));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_cut_before_any_message_leaves_one_owner() {
     let messages = [
         "reserved",
@@ -654,6 +694,8 @@ async fn a_connection_cut_before_any_message_leaves_one_owner() {
         "seeded",
         "standby",
         "freezing",
+        "cut",
+        "holding",
         "drained",
         "prepared",
         "ready",

@@ -19,11 +19,11 @@ use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
 use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby};
 
 use super::conductor::Shared;
-use super::held::{LocalHeld, make_private, make_staging, remove_staging, stages};
+use super::held::{LocalHeld, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::sink::LocalSink;
 use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
-use crate::network::{Attachment, NetworkRequest};
+use crate::network::{self, Attachment, NetworkRequest};
 use crate::peers::streams::ExpectedStreams;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -235,17 +235,22 @@ impl LocalDestination {
         self.staging().join("restore")
     }
 
-    async fn attach(&self, pid: i32) -> Result<(), HostError> {
-        let failed = |error| HostError::new("prepare the container's network", error);
+    fn network_request(&self) -> Result<NetworkRequest, HostError> {
         let container = self.reserve.container.clone().unwrap_or_default();
         let network = container.spec.map(|spec| spec.network).unwrap_or_default();
-        let request =
-            NetworkRequest::parse(&network, &container.ip, &container.mac, Vec::new()).map_err(failed)?;
+        NetworkRequest::parse(&network, &container.ip, &container.mac, Vec::new())
+            .map_err(|error| HostError::new("read the container's address", error))
+    }
+
+    async fn attach(&self, pid: i32) -> Result<(), HostError> {
+        let failed = |error| HostError::new("prepare the container's network", error);
+        let request = self.network_request()?;
+        let known = network::load_neighbours(&self.images().join(NEIGHBOURS)).map_err(failed)?;
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let attachment = self
             .shared
             .networks()
-            .prepare(&self.container, &request, &netns)
+            .prepare(&self.container, &request, &netns, known)
             .await
             .map_err(failed)?;
         *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = Some(attachment);
@@ -277,10 +282,18 @@ impl LocalDestination {
         let deadline = Instant::now() + IMAGES;
         relay.release_request().await.map_err(failed)?;
         let pid = relay.wait_namespaces(deadline).await.map_err(failed)?;
+        let began = std::time::Instant::now();
         self.attach(pid).await?;
+        let cable = Stage {
+            name: "cable".to_owned(),
+            start: began,
+            duration: began.elapsed(),
+        };
         relay.continue_namespaces().await.map_err(failed)?;
         let barrier = relay.wait_barrier(deadline).await.map_err(failed)?;
-        Ok(stages(&barrier.stages))
+        let mut stages = stages(&barrier.stages);
+        stages.push(cable);
+        Ok(stages)
     }
 }
 
@@ -333,6 +346,15 @@ impl DestinationHost for LocalDestination {
     async fn layers_complete(&self) -> Result<(), HostError> {
         let missing = self.sink.layers_kept().await;
         missing.map_err(|error| HostError::new("wait for the image's layers", error))?;
+        // It is tried again when it is needed, and said then what that costs.
+        if let Err(error) = self
+            .shared
+            .networks()
+            .expect(&self.container, &self.network_request()?)
+            .await
+        {
+            tracing::debug!(migration_id = %self.migration, %error, "cannot hold frames yet");
+        }
         if self.sink.has_place(&TreeName::Rootfs) {
             Ok(())
         } else {
@@ -407,6 +429,12 @@ impl DestinationHost for LocalDestination {
             .map_err(|error| HostError::new("put the container on its network", error))
     }
 
+    async fn hold_network(&self) -> Result<(), HostError> {
+        let request = self.network_request()?;
+        let held = self.shared.networks().hold(&self.container, &request).await;
+        held.map_err(|error| HostError::new("hold what is sent to the container", error))
+    }
+
     async fn adopt(&self) -> Result<(), HostError> {
         let pid = *self.pid.lock().unwrap_or_else(PoisonError::into_inner);
         let adopted = self.shared.containers.adopt(&self.container, pid).await;
@@ -417,11 +445,14 @@ impl DestinationHost for LocalDestination {
 
     async fn drop_staging(&self) -> Result<(), HostError> {
         self.streams.lock().await.take();
+        self.shared.networks().let_go(&self.container).await;
         remove_staging(self.staging()).await
     }
 
     async fn drop_all(&self) -> Result<(), HostError> {
         self.sink.forget();
+        // First of all: the source takes the address back.
+        self.shared.networks().let_go(&self.container).await;
         if let Some(prepared) = self.standing_by.lock().await.take() {
             prepared.give_up().await;
         }

@@ -22,6 +22,9 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 /// runc's end, as the container's monitor will report it.
 pub type RuncEnd = Pin<Box<dyn Future<Output = Result<Started, StartError>> + Send>>;
 
+/// File beside CRIU's images that names the neighbours the container knows.
+pub const NEIGHBOURS: &str = "neighbours.json";
+
 /// CRIU waits at `post-restore`; runc and the container's monitor wait for CRIU.
 pub struct LocalHeld {
     /// The connection CRIU waits on.

@@ -21,12 +21,12 @@ use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
 
 use super::conductor::Shared;
-use super::held::{make_private, make_staging, remove_staging, stages};
+use super::held::{NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::plan::fixed_cost;
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
-use crate::network::{Attachment, NetworkRequest};
+use crate::network::{self, Attachment, NetworkRequest};
 use crate::registry::ContainerRecord;
 
 /// One container on its way to another host.
@@ -235,11 +235,19 @@ impl SourceHost for LocalSource {
             .map_err(|error| HostError::new("freeze the container", error))
     }
 
+    async fn mute_network(&self) -> Result<(), HostError> {
+        let attachment = self.attachment().await?;
+        let muted = self.shared.networks().mute(attachment).await;
+        muted.map_err(|error| HostError::new("mute the container", error))
+    }
+
     async fn cut_network(&self) -> Result<(), HostError> {
+        let failed = |error| HostError::new("cut the container's network", error);
         let attachment = self.attachment().await?;
         let cut = self.shared.networks().unplug(attachment).await;
-        cut.map(drop)
-            .map_err(|error| HostError::new("cut the container's network", error))
+        cut.map_err(failed)?;
+        let known = network::neighbours_of(self.anatomy.record.pid).map_err(failed)?;
+        network::save_neighbours(&self.staging().join("images").join(NEIGHBOURS), &known).map_err(failed)
     }
 
     async fn dump(&self) -> Result<DumpedImages, HostError> {

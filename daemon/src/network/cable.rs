@@ -12,6 +12,7 @@ use super::attachment::{Attachment, Interface};
 use super::error::NetworkError;
 use super::inside::{self, INNER_LINK};
 use super::links::{Link, Links};
+use super::neighbours::Neighbour;
 use super::netns;
 
 /// First word of the alias by which a host link is known as ours.
@@ -23,7 +24,12 @@ pub(super) fn host_link(id: &ContainerId) -> String {
 }
 
 /// Sets up the container's network namespace, and with an interface lays the cable out of it, unplugged.
-pub(super) async fn lay(links: &Links, attachment: &Attachment, mtu: u32) -> Result<(), NetworkError> {
+pub(super) async fn lay(
+    links: &Links,
+    attachment: &Attachment,
+    mtu: u32,
+    neighbours: Vec<Neighbour>,
+) -> Result<(), NetworkError> {
     // Opened once: the process it is named after may end at any time.
     let namespace = netns::open(&attachment.netns)?;
     let entered = namespace
@@ -36,7 +42,7 @@ pub(super) async fn lay(links: &Links, attachment: &Attachment, mtu: u32) -> Res
     }
     let interface = attachment.interface.clone();
     netns::within(Some(namespace), "set up a container's links", move || {
-        inside::configure(interface.as_ref())
+        inside::configure(interface.as_ref(), &neighbours)
     })
     .await
 }

@@ -1,16 +1,22 @@
 //! Cutting a container off and connecting it: one port of a bridge, and the announcement that comes with it.
+//!
+//! A container that moves is muted first: its port is locked, and the bridge forgets the one address that may pass it. What
+//! others send still arrives, by flooding, until the destination announces the address from where it is; so there is no
+//! moment at which a frame finds nobody.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rtnetlink::LinkUnspec;
+use rtnetlink::packet_route::link::InfoBridgePort;
+use rtnetlink::{LinkBridgePort, LinkUnspec};
 use tokio::task::AbortHandle;
 use tranship_proto::ids::ContainerId;
 
 use super::arp;
 use super::attachment::{Attachment, Interface};
 use super::error::NetworkError;
+use super::hold::Hold;
 use super::links::{Link, Links};
 use crate::sys::packet::ArpSocket;
 
@@ -51,7 +57,7 @@ impl Announcers {
 }
 
 /// Makes the container's link a port of the bridge and announces its address: once before this returns, twice later.
-/// Answers how long it took until the port was one.
+/// Answers how long it took until the port was one. What was held for it is handed over before it is announced.
 ///
 /// The bridge may still believe that the container is behind the uplink, where it came from, and would drop what arrives
 /// for it from there; it is told better.
@@ -60,6 +66,7 @@ pub(super) async fn plug(
     announcers: &Announcers,
     attachment: &Attachment,
     bridge: &Link,
+    hold: Option<Arc<Hold>>,
 ) -> Result<Duration, NetworkError> {
     let Some(interface) = &attachment.interface else {
         return Ok(Duration::ZERO);
@@ -78,11 +85,51 @@ pub(super) async fn plug(
     links
         .change(&format!("put {name} into its bridge"), message)
         .await?;
-    links.learn(link.index, interface.mac).await?;
+    if link.master.is_some() {
+        set_lock(links, &link, false).await?;
+    }
+    match hold {
+        Some(hold) => {
+            let delivered = hold.hand_over(links, &link).await?;
+            let (frames, bytes, lost) = (delivered.frames, delivered.bytes, delivered.lost);
+            let container = attachment.container.short();
+            tracing::info!(container, frames, bytes, lost, "handed over what was held");
+        }
+        None => links.learn(link.index, interface.mac).await?,
+    }
     let took = begin.elapsed();
     arp::announce(&socket, interface.mac, interface.ip).map_err(announcing())?;
     announcers.start(&attachment.container, socket, interface);
     Ok(took)
+}
+
+/// Lets nothing that comes from the container pass the bridge, while it still gets what others send. A kernel older than
+/// 5.18 cannot lock a port; nothing changes there. One that is in no bridge is mute already.
+pub(super) async fn mute(
+    links: &Links,
+    announcers: &Announcers,
+    attachment: &Attachment,
+) -> Result<(), NetworkError> {
+    let Some(interface) = &attachment.interface else {
+        return Ok(());
+    };
+    announcers.stop(&attachment.container);
+    let link = links.find(&interface.host_link).await?;
+    let Some(link) = link.filter(|link| link.master.is_some()) else {
+        return Ok(());
+    };
+    match set_lock(links, &link, true).await {
+        Ok(()) => links.unlearn(link.index, interface.mac).await,
+        Err(error) if matches!(error.errno(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether only stations that the bridge knows to be behind this port may send through it.
+async fn set_lock(links: &Links, port: &Link, locked: bool) -> Result<(), NetworkError> {
+    let message = LinkBridgePort::new(port.index).append_info_data(InfoBridgePort::Locked(locked));
+    let what = format!("set the lock of the bridge port {}", port.name);
+    links.change(&what, message.build()).await
 }
 
 /// Takes the container's link out of the bridge: nothing from it reaches the network any more, nor the other way.

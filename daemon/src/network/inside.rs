@@ -8,12 +8,13 @@ use rtnetlink::{AddressMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use super::attachment::Interface;
 use super::error::NetworkError;
 use super::links::Links;
+use super::neighbours::Neighbour;
 
 /// Name of a container's interface.
 pub(super) const INNER_LINK: &str = "eth0";
 
-/// Brings up `lo`, and `eth0` with its address and default route if the container has one.
-pub(super) fn configure(interface: Option<&Interface>) -> Result<(), NetworkError> {
+/// Brings up `lo`, and `eth0` with its address, default route and neighbours if the container has one.
+pub(super) fn configure(interface: Option<&Interface>, neighbours: &[Neighbour]) -> Result<(), NetworkError> {
     with_links(async |links| {
         bring_up(&links, "lo").await?;
         let Some(interface) = interface else { return Ok(()) };
@@ -27,6 +28,9 @@ pub(super) fn configure(interface: Option<&Interface>) -> Result<(), NetworkErro
                 .output_interface(index)
                 .gateway(gateway);
             links.append_route(route.build()).await?;
+        }
+        for neighbour in neighbours {
+            links.remember(index, neighbour).await?;
         }
         Ok(())
     })

@@ -10,13 +10,16 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::error::NetworkError;
 use super::mac::MacAddr;
+use super::neighbours::Neighbour;
 
 /// The kernel answers netlink at once; this long means that it will not.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -39,6 +42,8 @@ pub(super) struct Link {
     pub mtu: u32,
     pub up: bool,
     pub is_bridge: bool,
+    /// Frames that were to leave by it and did not.
+    pub dropped: u64,
 }
 
 impl Links {
@@ -81,11 +86,44 @@ impl Links {
 
     /// Tells a bridge that a MAC is behind this port of it, wherever it has been; as if a frame had come from there.
     pub(super) async fn learn(&self, port: u32, mac: MacAddr) -> Result<(), NetworkError> {
+        self.station(port, mac, NeighbourFlags::Controller).await
+    }
+
+    /// As [`Self::learn`], but the bridge believes it whatever frames come from elsewhere, until it is told better.
+    pub(super) async fn pin(&self, port: u32, mac: MacAddr) -> Result<(), NetworkError> {
+        self.station(port, mac, NeighbourFlags::Controller | NeighbourFlags::Sticky)
+            .await
+    }
+
+    /// Has a bridge forget that a MAC is behind this port; not known there is as good.
+    pub(super) async fn unlearn(&self, port: u32, mac: MacAddr) -> Result<(), NetworkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = port;
+        message.header.flags = NeighbourFlags::Controller;
+        let mac = NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec());
+        message.attributes.push(mac);
+        let request = self.handle.neighbours().del(message);
+        match deadline("have a bridge forget a container", request.execute()).await {
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn station(&self, port: u32, mac: MacAddr, flags: NeighbourFlags) -> Result<(), NetworkError> {
         let request = self.handle.neighbours().add_bridge(port, &mac.bytes()).replace();
-        let request = request
-            .state(NeighbourState::Reachable)
-            .flags(NeighbourFlags::Controller);
+        let request = request.state(NeighbourState::Reachable).flags(flags);
         deadline("tell a bridge where a container is", request.execute()).await
+    }
+
+    /// Tells the kernel of a neighbour on a link, as something that was true a while ago.
+    pub(super) async fn remember(&self, link: u32, neighbour: &Neighbour) -> Result<(), NetworkError> {
+        let request = self.handle.neighbours().add(link, IpAddr::V4(neighbour.ip));
+        let request = request
+            .replace()
+            .link_layer_address(&neighbour.mac.bytes())
+            .state(NeighbourState::Stale);
+        deadline("tell a container of a neighbour", request.execute()).await
     }
 
     /// The addresses of a link.
@@ -168,6 +206,7 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::Controller(index) => link.master = (*index != 0).then_some(*index),
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Stats64(stats) => link.dropped = stats.tx_dropped,
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_bridge = infos
                         .iter()

@@ -16,6 +16,9 @@
 //! the container keeps its carrier and its neighbour entries, and the port forwards from the moment it is in the
 //! bridge; while it is out, the host's own stack is deaf on it (no ARP answers, no IPv6, no forwarding).
 //!
+//! A container that is on its way has a tap in its place at the destination ([`Networks::hold`]): what is sent to it
+//! meanwhile waits there. At its source it is muted first and taken off after the destination has announced the address.
+//!
 //! Nothing is kept in files: the kernel is asked. The host's end of the veth carries the network and the container's id as
 //! its alias, so a daemon that starts again finds everything by [`Networks::find`].
 //!
@@ -29,15 +32,18 @@ mod bridge;
 mod cable;
 mod cut;
 mod error;
+mod hold;
 mod inside;
 mod links;
 mod mac;
+mod neighbours;
 mod netns;
 mod networks;
 
 pub use attachment::{Attachment, Interface, NetworkRequest};
 pub use error::NetworkError;
 pub use mac::MacAddr;
+pub use neighbours::{Neighbour, load_neighbours, neighbours_of, save_neighbours};
 pub use networks::Networks;
 
 #[cfg(test)]

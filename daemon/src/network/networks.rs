@@ -15,8 +15,10 @@ use super::attachment::{Attachment, Interface, NetworkRequest};
 use super::cable;
 use super::cut::{self, Announcers};
 use super::error::NetworkError;
+use super::hold::Holds;
 use super::links::{Link, Links, address_of};
 use super::mac::MacAddr;
+use super::neighbours::Neighbour;
 use super::{arp, bridge, netns};
 use crate::config::{L2Config, NetworkConfig};
 
@@ -28,20 +30,21 @@ const HOST: &str = "host";
 /// The networks of this host. Clones share one connection to the kernel.
 #[derive(Clone)]
 pub struct Networks {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     config: BTreeMap<Name, NetworkConfig>,
-    links: Links,
+    pub(super) links: Links,
     announcers: Announcers,
+    pub(super) holds: Holds,
     /// Addresses that were chosen here, and for whom. Held while one is chosen and while a bridge is made: of two
     /// containers that start at once the second finds what the first has done.
     changes: Mutex<BTreeMap<Ipv4Addr, ContainerId>>,
 }
 
 /// What a name stands for.
-enum Place<'a> {
+pub(super) enum Place<'a> {
     L2(&'a str, &'a L2Config),
     None,
     Host,
@@ -57,6 +60,7 @@ impl Networks {
             config,
             links: Links::open()?,
             announcers: Announcers::default(),
+            holds: Holds::default(),
             changes: Mutex::default(),
         };
         Ok(Self {
@@ -154,7 +158,7 @@ impl Networks {
         request: &NetworkRequest,
         netns: &Path,
     ) -> Result<Attachment, NetworkError> {
-        let attachment = self.prepare(id, request, netns).await?;
+        let attachment = self.prepare(id, request, netns, Vec::new()).await?;
         match self.plug(&attachment).await {
             Ok(_) => Ok(attachment),
             Err(error) => Err(self.undo(id, error).await),
@@ -162,7 +166,7 @@ impl Networks {
     }
 
     /// As [`Self::attach`], but does not plug it in: not a packet leaves, nobody is asked and nothing announced, until
-    /// [`Self::plug`]. For a container that comes from another host.
+    /// [`Self::plug`]. For a container that comes from another host, with the neighbours it knew there.
     ///
     /// # Errors
     /// As [`Self::attach`].
@@ -171,6 +175,7 @@ impl Networks {
         id: &ContainerId,
         request: &NetworkRequest,
         netns: &Path,
+        neighbours: Vec<Neighbour>,
     ) -> Result<Attachment, NetworkError> {
         let attachment = self.planned(id, request, netns)?;
         let mtu = match self.place(&request.network)? {
@@ -194,14 +199,14 @@ impl Networks {
             );
             return Err(NetworkError::State { what });
         }
-        match cable::lay(&self.shared.links, &attachment, mtu).await {
+        match cable::lay(&self.shared.links, &attachment, mtu, neighbours).await {
             Ok(()) => Ok(attachment),
             Err(error) => Err(self.undo(id, error).await),
         }
     }
 
-    /// Puts the container's link into its bridge and announces the address: once before this returns, twice within
-    /// the next second. Also for a rollback. Answers how long the container was on its way into the bridge; nothing on
+    /// Puts the container's link into its bridge, hands over what was held for it, and announces the address: once before
+    /// this returns, twice within the next second. Also for a rollback. Answers how long the container was on its way into the bridge; nothing on
     /// `none` and `host`.
     ///
     /// # Errors
@@ -219,7 +224,24 @@ impl Networks {
                 network: name.to_owned(),
                 link: config.bridge.clone(),
             })?;
-        cut::plug(&self.shared.links, &self.shared.announcers, attachment, &bridge).await
+        let hold = self.shared.holds.of(&attachment.container);
+        cut::plug(
+            &self.shared.links,
+            &self.shared.announcers,
+            attachment,
+            &bridge,
+            hold,
+        )
+        .await
+    }
+
+    /// Lets nothing of a container that stands still reach the network, while it still gets what others send: until the
+    /// address is announced elsewhere, and [`Self::unplug`] cuts it off. Where the kernel cannot do that nothing changes.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn mute(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+        cut::mute(&self.shared.links, &self.shared.announcers, attachment).await
     }
 
     /// Takes the container's link out of its bridge, in one message to the kernel: nothing gets from the container to
@@ -257,6 +279,7 @@ impl Networks {
     /// What the kernel says.
     pub async fn detach(&self, id: &ContainerId) -> Result<(), NetworkError> {
         self.shared.announcers.stop(id);
+        self.let_go(id).await;
         cable::take_away(&self.shared.links, id).await?;
         self.shared.changes.lock().await.retain(|_, owner| owner != id);
         Ok(())
@@ -293,7 +316,7 @@ impl Networks {
         Ok(link.is_some_and(|link| link.master.is_some()))
     }
 
-    fn place<'a>(&'a self, name: &'a str) -> Result<Place<'a>, NetworkError> {
+    pub(super) fn place<'a>(&'a self, name: &'a str) -> Result<Place<'a>, NetworkError> {
         let configured = self.shared.config.iter().find(|(key, _)| key.as_str() == name);
         match (name, configured) {
             (NONE, _) => Ok(Place::None),
@@ -310,7 +333,7 @@ impl Networks {
     }
 
     /// The attachment as it will be, or is.
-    fn planned(
+    pub(super) fn planned(
         &self,
         id: &ContainerId,
         request: &NetworkRequest,
@@ -355,7 +378,7 @@ impl Networks {
         }
     }
 
-    async fn bridge(&self, name: &str, config: &L2Config) -> Result<Link, NetworkError> {
+    pub(super) async fn bridge(&self, name: &str, config: &L2Config) -> Result<Link, NetworkError> {
         let _changes = self.shared.changes.lock().await;
         self.ensure_bridge(name, config).await
     }

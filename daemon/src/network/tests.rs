@@ -16,6 +16,8 @@ use super::{Attachment, MacAddr, NetworkError, NetworkRequest, Networks};
 use crate::config::{L2Config, NetworkConfig};
 use crate::sys::packet::ArpSocket;
 
+mod hold;
+
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 9);
 const NEIGHBOUR_MAC: &str = "02:00:00:00:00:99";
@@ -138,7 +140,7 @@ impl Segment {
 
     fn prepare(&self, id: &ContainerId, request: NetworkRequest) -> Result<Attachment, NetworkError> {
         let (id, netns) = (id.clone(), self.netns(id));
-        self.on_host(async move |networks| networks.prepare(&id, &request, &netns).await)
+        self.on_host(async move |networks| networks.prepare(&id, &request, &netns, Vec::new()).await)
     }
 
     /// Runs `work` where the container is.

@@ -6,3 +6,4 @@
 
 pub mod packet;
 pub mod peer_groups;
+pub mod tap;

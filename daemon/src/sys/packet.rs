@@ -1,4 +1,4 @@
-//! Packet sockets (`AF_PACKET`), as far as ARP needs them.
+//! Packet sockets (`AF_PACKET`): for ARP, and to put whole frames into a link.
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -8,7 +8,11 @@ use std::time::Instant;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use rustix::net::netdevice;
 
-const ETHERTYPE_ARP: u16 = 0x0806;
+/// What an Ethernet frame that holds ARP calls itself.
+pub const ETHERTYPE_ARP: u16 = 0x0806;
+
+/// Of a socket that receives nothing.
+const NO_ETHERTYPE: u16 = 0;
 
 const _: () = assert!(
     mem::size_of::<libc::sockaddr_ll>() == 20,
@@ -31,32 +35,7 @@ impl ArpSocket {
     /// # Errors
     /// When there is no such link, or without CAP_NET_RAW.
     pub fn open(link: &str) -> io::Result<Self> {
-        // SAFETY: no pointers; the result is checked before it becomes an owned descriptor.
-        let raw = unsafe {
-            libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                0,
-            )
-        };
-        if raw < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `raw` was just returned by the kernel and nobody else has it.
-        let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(raw) };
-        let index = netdevice::name_to_index(&fd, link)?;
-        let asked = address(index, [0; 8])?;
-        // SAFETY: the pointer is to a live `sockaddr_ll` and the length is its size.
-        let bound = unsafe {
-            libc::bind(
-                fd.as_raw_fd(),
-                (&raw const asked).cast(),
-                mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-            )
-        };
-        if bound < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let fd = bound(link, ETHERTYPE_ARP)?;
         let link = own_address(&fd)?;
         Ok(Self { fd, link })
     }
@@ -108,15 +87,70 @@ impl ArpSocket {
     }
 }
 
-fn address(index: u32, hardware: [u8; 8]) -> io::Result<libc::sockaddr_ll> {
+/// A socket that puts whole frames into one link and receives nothing.
+#[derive(Debug)]
+pub struct FrameSocket {
+    fd: OwnedFd,
+}
+
+impl FrameSocket {
+    /// A socket on the link of that name in the calling thread's network namespace; it stays there.
+    ///
+    /// # Errors
+    /// When there is no such link, or without CAP_NET_RAW.
+    pub fn open(link: &str) -> io::Result<Self> {
+        bound(link, NO_ETHERTYPE).map(|fd| Self { fd })
+    }
+
+    /// Sends one frame as it is, its Ethernet header included.
+    ///
+    /// # Errors
+    /// The link is down or gone, takes no frame of that length, or has no room at present.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        rustix::net::send(&self.fd, frame, rustix::net::SendFlags::empty())?;
+        Ok(())
+    }
+}
+
+/// A raw socket on the link of that name, which receives what is of this ethertype.
+fn bound(link: &str, ethertype: u16) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is checked before it becomes an owned descriptor.
+    let raw = unsafe {
+        libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        )
+    };
+    if raw < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `raw` was just returned by the kernel and nobody else has it.
+    let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(raw) };
+    let asked = address(netdevice::name_to_index(&fd, link)?, ethertype)?;
+    // SAFETY: the pointer is to a live `sockaddr_ll` and the length is its size.
+    let bound = unsafe {
+        libc::bind(
+            fd.as_raw_fd(),
+            (&raw const asked).cast(),
+            mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    if bound < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
+fn address(index: u32, ethertype: u16) -> io::Result<libc::sockaddr_ll> {
     Ok(libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: ETHERTYPE_ARP.to_be(),
+        sll_protocol: ethertype.to_be(),
         sll_ifindex: i32::try_from(index).map_err(io::Error::other)?,
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,
-        sll_addr: hardware,
+        sll_addr: [0; 8],
     })
 }
 

@@ -1,0 +1,287 @@
+//! What is sent to a container while it is on its way here: kept, and handed over in order when it is plugged in.
+//!
+//! ```text
+//!   others -- uplink -- br0 --+-- th-0123456789ab   a tap: the bridge believes the container to be behind it, and what
+//!                             |                      it forwards there waits in the tap's queue
+//!                             `-- tr-0123456789ab   the container's cable, a port from the commit on
+//! ```
+//!
+//! The tap is made while the container still runs at its source and stays deaf until [`Networks::hold`]: it is a port that
+//! nothing is flooded to. Nothing ever comes out of it, so a container that is held says nothing. At the end the cable
+//! becomes a port, what has waited is put into it, the bridge is told that the container is there, and what came in
+//! between follows.
+//!
+//! The queue is the kernel's: it is bounded, what does not fit is dropped and counted, and it is gone with the daemon.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rtnetlink::packet_route::link::InfoBridgePort;
+use rtnetlink::{LinkBridgePort, LinkUnspec};
+use tranship_proto::ids::ContainerId;
+
+use super::attachment::{Interface, NetworkRequest};
+use super::error::NetworkError;
+use super::links::{Link, Links};
+use super::mac::MacAddr;
+use super::networks::{Networks, Place};
+use super::{arp, netns};
+use crate::sys::packet::{ArpSocket, ETHERTYPE_ARP, FrameSocket, HEADER_BYTES};
+use crate::sys::tap::Tap;
+
+/// Most frames that wait for one container: what eight thousand busy clients have under way.
+const MOST_FRAMES: u32 = 8192;
+
+/// Most bytes that wait for one container, where its frames are long.
+const MOST_BYTES: u32 = 16 << 20;
+
+/// Longest frame there can be.
+const FRAME_BYTES: usize = 1 << 16;
+
+/// What has been handed over to a container, and what could not be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Frames.
+    pub frames: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Frames that did not fit, or that the cable did not take.
+    pub lost: u64,
+}
+
+/// The containers that are awaited.
+#[derive(Default)]
+pub(super) struct Holds {
+    by_container: Mutex<HashMap<ContainerId, Arc<Hold>>>,
+}
+
+impl Holds {
+    pub(super) fn of(&self, id: &ContainerId) -> Option<Arc<Hold>> {
+        self.lock().get(id).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Arc<Hold>>> {
+        self.by_container.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One container's tap.
+#[derive(Debug)]
+pub(super) struct Hold {
+    tap: Tap,
+    link: u32,
+    name: String,
+    mac: MacAddr,
+    ip: Ipv4Addr,
+}
+
+impl Networks {
+    /// Makes ready to hold what arrives for a container that may come to this host: does what costs time, and changes
+    /// nothing for anybody. Until [`Self::let_go`]. Nothing on `none` and `host`; again is as good.
+    ///
+    /// # Errors
+    /// [`NetworkError::Incomplete`] without address or MAC on an `l2` network, or what the kernel says: it may have no tap
+    /// devices. Nothing is left behind then.
+    pub async fn expect(&self, id: &ContainerId, request: &NetworkRequest) -> Result<(), NetworkError> {
+        if self.shared.holds.of(id).is_some() {
+            return Ok(());
+        }
+        let Place::L2(name, config) = self.place(&request.network)? else {
+            return Ok(());
+        };
+        let Some(interface) = self.planned(id, request, Path::new(""))?.interface else {
+            return Ok(());
+        };
+        let bridge = self.bridge(name, config).await?;
+        let hold = Hold::make(&self.shared.links, id, &interface, &bridge).await?;
+        self.shared.holds.lock().insert(id.clone(), Arc::new(hold));
+        Ok(())
+    }
+
+    /// Announces the address of a container that its source has cut off, and keeps what arrives for it until
+    /// [`Self::plug`]. Not a packet of the container leaves.
+    ///
+    /// # Errors
+    /// As [`Self::expect`], which this does where it was not done before.
+    pub async fn hold(&self, id: &ContainerId, request: &NetworkRequest) -> Result<(), NetworkError> {
+        self.expect(id, request).await?;
+        let (Some(hold), Place::L2(_, config)) = (self.shared.holds.of(id), self.place(&request.network)?)
+        else {
+            return Ok(());
+        };
+        hold.begin(&self.shared.links, &config.bridge).await
+    }
+
+    /// Holds nothing any more for this container; what still waits is lost. Nothing held is as good.
+    pub async fn let_go(&self, id: &ContainerId) {
+        let hold = self.shared.holds.lock().remove(id);
+        if let Some(hold) = hold {
+            // The kernel takes its time to remove a link.
+            crate::blocking::run(move || drop(hold)).await;
+        }
+    }
+}
+
+impl Hold {
+    async fn make(
+        links: &Links,
+        id: &ContainerId,
+        interface: &Interface,
+        bridge: &Link,
+    ) -> Result<Self, NetworkError> {
+        let name = format!("th-{}", id.short());
+        let what = format!("make the tap {name}");
+        let made = netns::within(None, "make a tap", {
+            let (name, what) = (name.clone(), what.clone());
+            move || Tap::make(&name).map_err(NetworkError::io(what))
+        });
+        let tap = made.await?;
+        netns::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1")?;
+        let gone = || NetworkError::State {
+            what: format!("the tap {name} went away"),
+        };
+        let link = links.find(&name).await?.ok_or_else(gone)?.index;
+        let message = LinkUnspec::new_with_index(link)
+            .mtu(bridge.mtu)
+            .txqueuelen(most_frames(bridge.mtu))
+            .controller(bridge.index)
+            .up();
+        links.change(&what, message.build()).await?;
+        let deaf = LinkBridgePort::new(link)
+            .append_info_data(InfoBridgePort::Learning(false))
+            .append_info_data(InfoBridgePort::UnicastFlood(false))
+            .append_info_data(InfoBridgePort::MulticastFlood(false))
+            .append_info_data(InfoBridgePort::BroadcastFlood(false));
+        links.change(&what, deaf.build()).await?;
+        Ok(Self {
+            tap,
+            link,
+            name,
+            mac: interface.mac,
+            ip: interface.ip,
+        })
+    }
+
+    async fn begin(&self, links: &Links, bridge: &str) -> Result<(), NetworkError> {
+        // What was flooded here before it was deaf.
+        let mut buffer = vec![0; FRAME_BYTES];
+        while self.next(&mut buffer)?.is_some() {}
+        // Who asks for the address is answered when the container is.
+        let listens = LinkBridgePort::new(self.link).append_info_data(InfoBridgePort::BroadcastFlood(true));
+        links
+            .change(&format!("open the tap {}", self.name), listens.build())
+            .await?;
+        links.learn(self.link, self.mac).await?;
+        // Once: of a container that its source takes back nothing may follow.
+        ArpSocket::open(bridge)
+            .and_then(|socket| arp::announce(&socket, self.mac, self.ip))
+            .map_err(NetworkError::io(format!("announce the address {}", self.ip)))
+    }
+
+    /// Hands over what has waited to the container at the other end of `cable`, which is a port of the bridge already.
+    /// From then on the bridge knows it to be there.
+    pub(super) async fn hand_over(
+        self: &Arc<Self>,
+        links: &Links,
+        cable: &Link,
+    ) -> Result<Delivered, NetworkError> {
+        let socket = FrameSocket::open(&cable.name)
+            .map_err(NetworkError::io(format!("open a socket on {}", cable.name)))?;
+        let socket = Arc::new(socket);
+        // The container's own answers must not call the frames that come now past those that have waited.
+        links.pin(self.link, self.mac).await?;
+        let mut delivered = self.deliver(&socket).await?;
+        links.learn(cable.index, self.mac).await?;
+        let rest = self.deliver(&socket).await?;
+        delivered.frames += rest.frames;
+        delivered.bytes += rest.bytes;
+        delivered.lost += rest.lost;
+        let tap = links.find(&self.name).await?;
+        delivered.lost += tap.map_or(0, |tap| tap.dropped);
+        Ok(delivered)
+    }
+
+    async fn deliver(self: &Arc<Self>, socket: &Arc<FrameSocket>) -> Result<Delivered, NetworkError> {
+        let (hold, socket) = (Arc::clone(self), Arc::clone(socket));
+        crate::blocking::run(move || {
+            let mut delivered = Delivered::default();
+            let mut buffer = vec![0; FRAME_BYTES];
+            while let Some(frame) = hold.next(&mut buffer)? {
+                if !is_for(frame, hold.mac, hold.ip) {
+                    continue;
+                }
+                match socket.send(frame) {
+                    Ok(()) => {
+                        delivered.frames += 1;
+                        delivered.bytes += frame.len() as u64;
+                    }
+                    Err(_) => delivered.lost += 1,
+                }
+            }
+            Ok(delivered)
+        })
+        .await
+    }
+
+    fn next<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>, NetworkError> {
+        self.tap
+            .next(buffer)
+            .map_err(NetworkError::io(format!("read from the tap {}", self.name)))
+    }
+}
+
+/// Frames that may wait, so that both bounds are kept.
+fn most_frames(mtu: u32) -> u32 {
+    (MOST_BYTES / mtu.saturating_add(HEADER_BYTES as u32).max(1)).clamp(1, MOST_FRAMES)
+}
+
+/// Whether a frame is the container's: sent to it, or to everybody in order to find it.
+fn is_for(frame: &[u8], mac: MacAddr, ip: Ipv4Addr) -> bool {
+    let Some((header, payload)) = frame.split_first_chunk::<HEADER_BYTES>() else {
+        return false;
+    };
+    let destination = &header[..6];
+    if destination == mac.bytes() {
+        return true;
+    }
+    destination == MacAddr::BROADCAST.bytes()
+        && header[12..] == ETHERTYPE_ARP.to_be_bytes()
+        && arp::Packet::decode(payload).is_some_and(|packet| packet.target_ip == ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: MacAddr = MacAddr::from_bytes([2, 0, 0, 0, 0, 7]);
+    const IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 7);
+
+    fn frame(destination: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+        [&destination, &[2; 6][..], &ethertype.to_be_bytes(), payload].concat()
+    }
+
+    #[test]
+    fn neither_bound_is_passed_whatever_the_mtu() {
+        for mtu in [0, 68, 1500, 9000, 65535, u32::MAX] {
+            let frames = most_frames(mtu);
+            assert!((1..=MOST_FRAMES).contains(&frames), "{mtu}: {frames}");
+            let bytes = u64::from(frames) * (u64::from(mtu) + HEADER_BYTES as u64);
+            assert!(frames == 1 || bytes <= u64::from(MOST_BYTES), "{mtu}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn a_container_gets_what_is_sent_to_it_and_questions_for_its_address() {
+        let everybody = MacAddr::BROADCAST.bytes();
+        let asks = |ip| arp::Packet::announcements(MAC, ip)[0].encode();
+        assert!(is_for(&frame(MAC.bytes(), 0x0800, b"data"), MAC, IP));
+        assert!(is_for(&frame(everybody, ETHERTYPE_ARP, &asks(IP)), MAC, IP));
+        let other = Ipv4Addr::new(10, 99, 0, 8);
+        assert!(!is_for(&frame(everybody, ETHERTYPE_ARP, &asks(other)), MAC, IP));
+        assert!(!is_for(&frame(everybody, 0x0800, &asks(IP)), MAC, IP));
+        assert!(!is_for(&frame([4; 6], 0x0800, b"data"), MAC, IP));
+        assert!(!is_for(b"short", MAC, IP));
+    }
+}

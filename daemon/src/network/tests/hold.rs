@@ -1,0 +1,228 @@
+//! What is sent to a container that is on its way here, and what one says that is on its way elsewhere.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::network::Neighbour;
+
+const IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 10);
+const MAC: &str = "02:00:00:00:00:55";
+
+/// More than wait for one container.
+const TOO_MANY: u64 = 9000;
+
+fn coming() -> NetworkRequest {
+    NetworkRequest::parse("l2", &IP.to_string(), MAC, Vec::new()).unwrap()
+}
+
+/// Has the neighbour know where the container is, as after a conversation with it.
+fn acquaint(segment: &Segment) {
+    let command = format!("ip neigh replace {IP} lladdr {MAC} dev far0 nud permanent");
+    segment.neighbour.run(move || run(&command));
+}
+
+fn send_numbers(from: &UdpSocket, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        from.send_to(&number.to_be_bytes(), (IP, 7000)).unwrap();
+    }
+}
+
+fn receive_numbers(socket: &UdpSocket) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    let mut bytes = [0; 8];
+    while socket.recv_from(&mut bytes).is_ok() {
+        numbers.push(u64::from_be_bytes(bytes));
+    }
+    numbers
+}
+
+/// A host that holds frames for a container, and does the next step when it is told to.
+struct Arrival {
+    host: thread::JoinHandle<()>,
+    steps: mpsc::Sender<()>,
+    held: mpsc::Receiver<()>,
+    attached: mpsc::Receiver<Attachment>,
+}
+
+impl Arrival {
+    fn begin(segment: &Arc<Segment>, id: &ContainerId) -> Self {
+        let (steps, next) = mpsc::channel();
+        let (holds, held) = mpsc::channel();
+        let (attaches, attached) = mpsc::channel();
+        let (segment, id) = (Arc::clone(segment), id.clone());
+        let netns = segment.netns(&id);
+        let host = thread::spawn(move || {
+            segment.on_host(async move |networks| {
+                networks.expect(&id, &coming()).await.unwrap();
+                networks.hold(&id, &coming()).await.unwrap();
+                holds.send(()).unwrap();
+                next.recv().unwrap();
+                let place = networks.prepare(&id, &coming(), &netns, Vec::new()).await;
+                let place = place.unwrap();
+                attaches.send(place.clone()).unwrap();
+                next.recv().unwrap();
+                networks.plug(&place).await.unwrap();
+                holds.send(()).unwrap();
+                next.recv().unwrap();
+                networks.let_go(&id).await;
+            });
+        });
+        held.recv().unwrap();
+        Self {
+            host,
+            steps,
+            held,
+            attached,
+        }
+    }
+
+    fn attach(&self) -> Attachment {
+        self.steps.send(()).unwrap();
+        self.attached.recv().unwrap()
+    }
+
+    fn plug(&self) {
+        self.steps.send(()).unwrap();
+        self.held.recv().unwrap();
+    }
+
+    fn end(self) {
+        self.steps.send(()).unwrap();
+        self.host.join().unwrap();
+    }
+}
+
+#[test]
+fn what_is_sent_to_a_container_on_its_way_waits_and_arrives_in_order() {
+    let segment = Arc::new(Segment::new());
+    segment.on_host(async |networks| networks.ensure().await).unwrap();
+    let before = segment.leftovers();
+    acquaint(&segment);
+    let arrival = Arrival::begin(&segment, &container(20));
+    let outer = segment.neighbour.run(|| socket(NEIGHBOUR));
+    send_numbers(&outer, 0..100);
+    let place = arrival.attach();
+    let inner = segment.inner_socket(&place);
+    send_numbers(&outer, 100..200);
+    assert_eq!(receive_numbers(&inner), [0; 0], "nothing arrives before its time");
+    arrival.plug();
+    send_numbers(&outer, 200..230);
+    assert_eq!(receive_numbers(&inner), (0..230).collect::<Vec<_>>());
+    assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
+    arrival.end();
+    assert!(reaches(&outer, &inner), "the tap is not needed any more");
+    let links = segment.leftovers();
+    assert_eq!(links, format!("{before} tr-141414141414@if2"), "the tap is gone");
+}
+
+#[test]
+fn who_asks_for_a_held_address_is_answered_when_the_container_is_there() {
+    let segment = Arc::new(Segment::new());
+    let arrival = Arrival::begin(&segment, &container(21));
+    let outer = segment.neighbour.run(|| socket(NEIGHBOUR));
+    send_numbers(&outer, 0..1);
+    let place = arrival.attach();
+    let inner = segment.inner_socket(&place);
+    arrival.plug();
+    assert_eq!(
+        receive_numbers(&inner),
+        [0],
+        "it waited for the answer to a question that was held"
+    );
+    arrival.end();
+}
+
+#[test]
+fn a_container_that_is_only_expected_changes_nothing_for_anybody() {
+    let segment = Segment::new();
+    let elsewhere = segment.neighbour.run(|| {
+        run("ip addr add 10.99.0.10/32 dev far0");
+        socket(IP)
+    });
+    let own = segment.host.run(|| socket(HOST));
+    let left = segment.on_host(async move |networks| {
+        networks.expect(&container(22), &coming()).await.unwrap();
+        networks.expect(&container(22), &coming()).await.unwrap();
+        assert!(reaches(&own, &elsewhere) && reaches(&elsewhere, &own));
+        networks.let_go(&container(22)).await;
+        networks.let_go(&container(22)).await;
+        run("ip -br link")
+    });
+    assert!(!left.contains("th-"), "{left}");
+}
+
+#[test]
+fn more_than_there_is_room_for_is_dropped_and_counted() {
+    let segment = Arc::new(Segment::new());
+    acquaint(&segment);
+    let outer = segment.neighbour.run(|| socket(NEIGHBOUR));
+    let netns = segment.netns(&container(23));
+    let delivered = segment.on_host(async move |networks| {
+        let id = container(23);
+        networks.hold(&id, &coming()).await.unwrap();
+        send_numbers(&outer, 0..TOO_MANY);
+        let place = networks.prepare(&id, &coming(), &netns, Vec::new()).await;
+        let cable = place.unwrap().interface.unwrap().host_link;
+        let links = &networks.shared.links;
+        run(&format!("ip link set {cable} master br0"));
+        let cable = links.find(&cable).await.unwrap().unwrap();
+        let hold = networks.shared.holds.of(&id).unwrap();
+        hold.hand_over(links, &cable).await.unwrap()
+    });
+    // A host says a few things by itself, which take places in the queue and are nobody's here.
+    let all = delivered.frames + delivered.lost;
+    assert!((TOO_MANY..TOO_MANY + 32).contains(&all), "{delivered:?}");
+    assert!((8160..=8192).contains(&delivered.frames), "{delivered:?}");
+}
+
+#[test]
+fn a_muted_container_says_nothing_and_still_hears_until_it_is_plugged_in_again() {
+    let segment = Segment::new();
+    let place = segment.attach(&container(24), coming()).unwrap();
+    let inner = segment.inner_socket(&place);
+    let outer = segment.neighbour.run(|| socket(NEIGHBOUR));
+    assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
+    let muted = place.clone();
+    segment
+        .on_host(async move |networks| networks.mute(&muted).await)
+        .unwrap();
+    assert!(!reaches(&inner, &outer), "it is mute");
+    assert!(reaches(&outer, &inner), "it is not deaf");
+    let plugged = place.clone();
+    segment
+        .on_host(async move |networks| networks.plug(&plugged).await)
+        .unwrap();
+    assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
+    segment
+        .on_host(async move |networks| {
+            networks.mute(&place).await?;
+            networks.unplug(&place).await?;
+            networks.mute(&place).await?;
+            networks.plug(&place).await
+        })
+        .unwrap();
+    assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
+}
+
+#[test]
+fn a_container_knows_its_neighbours_again() {
+    let segment = Segment::new();
+    let netns = segment.netns(&container(25));
+    let known = Neighbour {
+        ip: Ipv4Addr::new(10, 99, 0, 77),
+        mac: NEIGHBOUR_MAC.parse().unwrap(),
+    };
+    let place = segment
+        .on_host(async move |networks| {
+            let known = vec![known];
+            networks.prepare(&container(25), &coming(), &netns, known).await
+        })
+        .unwrap();
+    let table = segment.inside(&place, || run("ip neigh"));
+    assert_eq!(
+        table.trim(),
+        format!("10.99.0.77 dev eth0 lladdr {NEIGHBOUR_MAC} STALE")
+    );
+    let tid = segment.containers.lock().unwrap()[&container(25)].tid;
+    assert_eq!(super::super::neighbours_of(tid).unwrap(), [known]);
+}
