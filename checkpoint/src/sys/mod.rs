@@ -2,5 +2,9 @@
 
 pub mod clock;
 pub mod inherited;
+#[allow(dead_code, reason = "what reads the memory of processes is built on it")]
+pub mod pagemap;
 pub mod tcp;
 pub mod view;
+#[allow(dead_code, reason = "what reads the memory of processes is built on it")]
+pub mod vm;

@@ -1,0 +1,280 @@
+//! PAGEMAP_SCAN: asks the kernel which pages of a process are in which state, and protects them against writing unseen
+//! in the same step.
+#![expect(unsafe_code, reason = "the ioctl has no safe wrapper")]
+
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::AsRawFd;
+
+/// What the kernel says about a page; a set is the sum of its members.
+pub mod category {
+    /// The area is registered with a userfaultfd for asynchronous write protection.
+    pub const WPALLOWED: u64 = 1 << 0;
+    /// Written since it was last protected, or never protected.
+    pub const WRITTEN: u64 = 1 << 1;
+    /// The page of a file, or of shared memory.
+    pub const FILE: u64 = 1 << 2;
+    /// In memory.
+    pub const PRESENT: u64 = 1 << 3;
+    /// In swap, or in another state that keeps an entry in the page table without a page.
+    pub const SWAPPED: u64 = 1 << 4;
+    /// The page of zeros that everybody shares.
+    pub const PFNZERO: u64 = 1 << 5;
+    /// Part of a huge page mapped as one.
+    pub const HUGE: u64 = 1 << 6;
+    /// Changed since the soft-dirty bits were cleared.
+    pub const SOFT_DIRTY: u64 = 1 << 7;
+    /// A guard page made by `MADV_GUARD_INSTALL`. Kernels before 6.15 refuse the question with `EINVAL`.
+    pub const GUARD: u64 = 1 << 8;
+}
+
+/// Protects the pages that match, in the same step.
+const WP_MATCHING: u64 = 1 << 0;
+/// Fails with `EPERM` at an area that is not registered for asynchronous write protection.
+const CHECK_WPASYNC: u64 = 1 << 1;
+const PAGEMAP_SCAN: libc::Ioctl = 0xC060_6610_u32 as libc::Ioctl;
+
+/// Which pages are asked for, and what is done to them. The masks are sets of [`category`] members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Members that count as set where they are not.
+    pub inverted: u64,
+    /// A page must have all of these.
+    pub required: u64,
+    /// A page must have one of these, unless there are none.
+    pub any_of: u64,
+    /// What is said about the pages that match. Neighbours that differ in these are separate regions.
+    pub report: u64,
+    /// Protect the pages that match, so that the next write makes them [`category::WRITTEN`] again.
+    pub protect: bool,
+    /// Fail with `EPERM` where an area cannot be protected. Otherwise `protect` passes over it.
+    pub check_registered: bool,
+    /// The most pages that one call finds; 0 for no limit.
+    pub max_pages: u64,
+}
+
+/// Consecutive pages about which the same is said.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Region {
+    /// Address of the first byte.
+    pub start: u64,
+    /// First address behind.
+    pub end: u64,
+    /// What was asked for in [`Query::report`] and is so.
+    pub categories: u64,
+}
+
+/// What one call found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// How many regions at the start of the buffer are filled.
+    pub regions: usize,
+    /// Where the walk ended: what is before it has been answered for. The next call starts here.
+    pub walked_to: u64,
+}
+
+/// `struct pm_scan_arg` of linux/fs.h.
+#[repr(C)]
+#[derive(Default)]
+struct Argument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    regions_len: u64,
+    max_pages: u64,
+    inverted: u64,
+    required: u64,
+    any_of: u64,
+    report: u64,
+}
+
+const _: () = assert!(size_of::<Argument>() == 96);
+const _: () = assert!(size_of::<Region>() == 24);
+
+/// The page map of one address space. It stays with that address space when the process executes another program; of
+/// an address space that is gone it finds nothing.
+#[derive(Debug)]
+pub struct Pagemap {
+    file: File,
+}
+
+impl Pagemap {
+    /// Of the process `pid`, a number of this process's own pid namespace.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let file = File::open(format!("/proc/{pid}/pagemap"))?;
+        Ok(Self { file })
+    }
+
+    /// One call: asks about the addresses from `start` to `end`, both multiples of the page size. It ends early when
+    /// `into` is full or [`Query::max_pages`] is reached: go on at [`Found::walked_to`].
+    ///
+    /// `ENOTTY` means that the kernel has no such call, `EPERM` see [`Query::check_registered`]: pages before the area in
+    /// question may have been protected without being found.
+    pub fn scan(&self, query: &Query, start: u64, end: u64, into: &mut [Region]) -> io::Result<Found> {
+        let protect = if query.protect { WP_MATCHING } else { 0 };
+        let check = if query.check_registered { CHECK_WPASYNC } else { 0 };
+        let mut argument = Argument {
+            size: size_of::<Argument>() as u64,
+            flags: protect | check,
+            start,
+            end,
+            regions: into.as_mut_ptr().expose_provenance() as u64,
+            regions_len: into.len() as u64,
+            max_pages: query.max_pages,
+            inverted: query.inverted,
+            required: query.required,
+            any_of: query.any_of,
+            report: query.report,
+            ..Argument::default()
+        };
+        // SAFETY: the descriptor is open; `argument` has the layout and says the size that the kernel expects and is
+        // writable; `regions` and `regions_len` describe exactly the exclusively borrowed `into`, whose elements are
+        // plain integers, so whatever the kernel writes there is valid.
+        let regions = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+        let regions = usize::try_from(regions).map_err(|_| io::Error::last_os_error())?;
+        Ok(Found {
+            regions: regions.min(into.len()),
+            walked_to: argument.walk_end,
+        })
+    }
+
+    /// As many calls as it takes: gives every region from `start` to `end` to `each`, in ascending order, through
+    /// `buffer`, which must not be empty. A region that goes on in the next call is given in pieces.
+    pub fn scan_all<E: From<io::Error>>(
+        &self,
+        query: &Query,
+        start: u64,
+        end: u64,
+        buffer: &mut [Region],
+        mut each: impl FnMut(Region) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut at = start;
+        while at < end {
+            let found = self.scan(query, at, end, buffer)?;
+            for region in &buffer[..found.regions] {
+                each(*region)?;
+            }
+            if found.walked_to <= at {
+                // Nothing was walked although there is room for an answer: do not ask for ever.
+                return Err(io::Error::from(io::ErrorKind::InvalidData).into());
+            }
+            at = found.walked_to;
+        }
+        Ok(())
+    }
+}
+
+/// Whether this kernel has the call: asked of this process, about nothing.
+pub fn is_supported() -> bool {
+    let Ok(pagemap) = Pagemap::open(rustix::process::getpid().as_raw_nonzero().get()) else {
+        return false;
+    };
+    pagemap
+        .scan(&Query::default(), 0, 0, &mut [Region::default()])
+        .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pagemap, Query, Region, category};
+    use std::io;
+
+    const PAGE: usize = 4096;
+
+    fn own() -> Pagemap {
+        Pagemap::open(std::process::id().cast_signed()).unwrap()
+    }
+
+    /// Untouched memory and the address of its first whole page.
+    fn memory(pages: usize) -> (Vec<u8>, u64) {
+        let memory = Vec::<u8>::with_capacity((pages + 1) * PAGE);
+        let address = (memory.as_ptr().expose_provenance() as u64).next_multiple_of(PAGE as u64);
+        (memory, address)
+    }
+
+    fn present() -> Query {
+        Query {
+            any_of: category::PRESENT | category::SWAPPED,
+            required: category::PFNZERO | category::FILE,
+            inverted: category::PFNZERO | category::FILE,
+            report: category::PRESENT,
+            ..Query::default()
+        }
+    }
+
+    /// Touches every other page of the memory.
+    fn touch_every_other(memory: &mut Vec<u8>, address: u64) {
+        let skip = usize::try_from(address - memory.as_ptr().expose_provenance() as u64).unwrap();
+        let spare = memory.spare_capacity_mut();
+        for byte in spare[skip..].iter_mut().step_by(2 * PAGE) {
+            byte.write(7);
+        }
+    }
+
+    #[test]
+    fn every_touched_page_is_found_and_no_other_through_a_buffer_that_is_too_small() {
+        assert!(super::is_supported());
+        // Larger than what the allocator keeps at hand, smaller than a huge page.
+        let pages = 200;
+        let (mut memory, address) = memory(pages);
+        let end = address + (pages * PAGE) as u64;
+        let before = touched(&own(), address, end);
+        touch_every_other(&mut memory, address);
+        let after = touched(&own(), address, end);
+        assert!(before.len() < 3, "{before:?}");
+        assert_eq!(after.len(), pages / 2);
+        assert!(after.iter().all(|page| (page - address) % (2 * PAGE as u64) == 0));
+    }
+
+    fn touched(pagemap: &Pagemap, start: u64, end: u64) -> Vec<u64> {
+        let mut pages = Vec::new();
+        let mut buffer = [Region::default(); 7];
+        pagemap
+            .scan_all(&present(), start, end, &mut buffer, |region| {
+                assert_eq!(region.categories, category::PRESENT);
+                pages.extend((region.start..region.end).step_by(PAGE));
+                Ok::<(), io::Error>(())
+            })
+            .unwrap();
+        pages
+    }
+
+    #[test]
+    fn a_call_that_is_full_says_where_to_go_on() {
+        let (mut memory, address) = memory(64);
+        touch_every_other(&mut memory, address);
+        let mut buffer = [Region::default(); 3];
+        let end = address + 64 * PAGE as u64;
+        let found = own().scan(&present(), address, end, &mut buffer).unwrap();
+        assert_eq!(found.regions, 3);
+        assert_eq!(buffer[2].start, address + 4 * PAGE as u64);
+        assert!(found.walked_to >= buffer[2].end && found.walked_to <= buffer[2].end + PAGE as u64);
+        let limited = Query {
+            max_pages: 2,
+            ..present()
+        };
+        assert_eq!(
+            own().scan(&limited, address, end, &mut buffer).unwrap().regions,
+            2
+        );
+    }
+
+    #[test]
+    fn memory_that_nobody_registered_cannot_be_protected() {
+        let (mut memory, address) = memory(64);
+        touch_every_other(&mut memory, address);
+        let protect = Query {
+            protect: true,
+            check_registered: true,
+            ..present()
+        };
+        let end = address + 64 * PAGE as u64;
+        let refused = own().scan(&protect, address, end, &mut [Region::default(); 8]);
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    }
+}
