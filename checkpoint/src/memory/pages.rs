@@ -26,3 +26,12 @@ pub trait PageSink {
     /// Nobody takes pages any more; the round is to be ended.
     fn take(&mut self, batch: PageBatch) -> Result<(), SinkClosed>;
 }
+
+/// The pages of one process that a full dump of it would hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResidentPages {
+    /// The process, as CRIU names it.
+    pub process: u32,
+    /// In ascending order, not overlapping; none says of itself that it is zero.
+    pub runs: Vec<PageRun>,
+}

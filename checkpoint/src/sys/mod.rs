@@ -2,9 +2,9 @@
 
 pub mod clock;
 pub mod inherited;
-#[allow(dead_code, reason = "what reads the memory of processes is built on it")]
 pub mod pagemap;
+pub mod ptrace;
 pub mod tcp;
+pub mod userfaultfd;
 pub mod view;
-#[allow(dead_code, reason = "what reads the memory of processes is built on it")]
 pub mod vm;

@@ -9,8 +9,6 @@ use std::os::fd::AsRawFd;
 
 /// What the kernel says about a page; a set is the sum of its members.
 pub mod category {
-    /// The area is registered with a userfaultfd for asynchronous write protection.
-    pub const WPALLOWED: u64 = 1 << 0;
     /// Written since it was last protected, or never protected.
     pub const WRITTEN: u64 = 1 << 1;
     /// The page of a file, or of shared memory.
@@ -21,10 +19,6 @@ pub mod category {
     pub const SWAPPED: u64 = 1 << 4;
     /// The page of zeros that everybody shares.
     pub const PFNZERO: u64 = 1 << 5;
-    /// Part of a huge page mapped as one.
-    pub const HUGE: u64 = 1 << 6;
-    /// Changed since the soft-dirty bits were cleared.
-    pub const SOFT_DIRTY: u64 = 1 << 7;
     /// A guard page made by `MADV_GUARD_INSTALL`. Kernels before 6.15 refuse the question with `EINVAL`.
     pub const GUARD: u64 = 1 << 8;
 }

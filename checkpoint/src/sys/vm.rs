@@ -117,6 +117,7 @@ fn read_once(pid: i32, remote: &[libc::iovec], into: &mut [u8]) -> io::Result<us
 mod tests {
     use super::{PAGE, advance, read};
     use proptest::prelude::*;
+    use std::slice;
 
     fn own_pid() -> i32 {
         std::process::id().cast_signed()
@@ -179,7 +180,7 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id().cast_signed();
         child.wait().unwrap();
-        let refused = read(pid, &[0..4096], &mut [0; 4096], &mut Vec::new());
+        let refused = read(pid, slice::from_ref(&(0..4096)), &mut [0; 4096], &mut Vec::new());
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
@@ -187,8 +188,16 @@ mod tests {
     fn a_buffer_of_the_wrong_size_and_half_a_page_are_refused() {
         let (_memory, address) = memory(2);
         for (end, room) in [(8192, 4096), (100, 100), (0, 0)] {
-            let piece = [address..address + end];
-            assert!(read(own_pid(), &piece, &mut vec![0; room], &mut Vec::new()).is_err());
+            let piece = address..address + end;
+            assert!(
+                read(
+                    own_pid(),
+                    slice::from_ref(&piece),
+                    &mut vec![0; room],
+                    &mut Vec::new()
+                )
+                .is_err()
+            );
         }
     }
 

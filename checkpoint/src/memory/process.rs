@@ -1,0 +1,457 @@
+//! One process whose written pages are followed.
+//!
+//! A page is *sent* when the sink has been given its content and the process has not written it since, as far as the
+//! kernel was last asked. What proves it is the kernel's write protection: a page that is in memory and still protected
+//! holds what was read; one that was given back and touched again is not protected, and so is not sent any more.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+
+use super::areas::{self, Area, Kind};
+use super::inject::{self, InjectError};
+use super::page_set::PageSet;
+use super::read::{Reader, Source, Totals};
+use super::{PAGE_BYTES, PageRun, PageSink, ResidentPages, TrackError};
+use crate::sys::pagemap::{Pagemap, Query, Region, category};
+use crate::sys::ptrace;
+use crate::sys::userfaultfd::{Features, Userfaultfd};
+
+/// What the kernel of this host can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// What a userfaultfd is asked for.
+    pub userfaultfd: Features,
+    /// Whether guard pages can be told from others.
+    pub guards: bool,
+}
+
+impl Abilities {
+    /// Pages that a dump holds: in memory or in swap, and neither the shared page of zeros nor a file's own page.
+    fn resident(self) -> Query {
+        let guard = if self.guards { category::GUARD } else { 0 };
+        let without = category::PFNZERO | category::FILE | guard;
+        Query {
+            inverted: without,
+            required: without,
+            any_of: category::PRESENT | category::SWAPPED,
+            ..Query::default()
+        }
+    }
+
+    /// Those of them that were written since they were last protected.
+    fn written(self) -> Query {
+        let resident = self.resident();
+        Query {
+            required: resident.required | category::WRITTEN,
+            ..resident
+        }
+    }
+}
+
+/// Room that is used again and again.
+#[derive(Debug)]
+pub struct Scratch {
+    regions: Vec<Region>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            regions: vec![Region::default(); 2048],
+        }
+    }
+}
+
+/// What a process is, as far as it matters before it is touched.
+#[derive(Debug, Default)]
+struct Status {
+    id: Option<u32>,
+    parent: i32,
+    seccomp: bool,
+}
+
+impl Status {
+    fn read(pid: i32) -> io::Result<Self> {
+        Ok(Self::parse(&fs::read_to_string(format!("/proc/{pid}/status"))?))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut status = Self::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
+            let last = value.split_whitespace().next_back().unwrap_or_default();
+            match name {
+                "NSpid" => status.id = last.parse().ok(),
+                "PPid" => status.parent = last.parse().unwrap_or(0),
+                "Seccomp" => status.seccomp = last != "0",
+                _ => {}
+            }
+        }
+        status
+    }
+}
+
+/// A process, its address space, and what of it the sink has.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    id: u32,
+    memory: File,
+    pagemap: Pagemap,
+    userfaultfd: Option<Userfaultfd>,
+    /// It was asked for a userfaultfd and gave none: it is not asked again.
+    refused: bool,
+    sent: PageSet,
+}
+
+impl Process {
+    /// Opens the process `pid` without touching it. None when it has ended.
+    pub fn open(pid: i32) -> Result<Option<Self>, TrackError> {
+        let open = || -> io::Result<Option<Self>> {
+            let Some(id) = Status::read(pid)?.id else {
+                return Ok(None);
+            };
+            let process = Self {
+                pid,
+                id,
+                memory: File::open(format!("/proc/{pid}/mem"))?,
+                pagemap: Pagemap::open(pid)?,
+                userfaultfd: None,
+                refused: false,
+                sent: PageSet::default(),
+            };
+            Ok(process.is_alive().then_some(process))
+        };
+        match open() {
+            Err(error) if has_ended(&error) => Ok(None),
+            other => other.map_err(|source| TrackError::Memory {
+                pid,
+                action: "opened",
+                source,
+            }),
+        }
+    }
+
+    /// Whether what it writes is followed. Otherwise it is read when it is frozen.
+    pub fn is_tracked(&self) -> bool {
+        self.userfaultfd.is_some()
+    }
+
+    /// Whether it still has the address space that was opened: false after it has ended or executed a program.
+    pub fn is_alive(&self) -> bool {
+        self.source().is_alive()
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source {
+            pid: self.pid,
+            process: self.id,
+            memory: &self.memory,
+        }
+    }
+
+    /// Takes a userfaultfd out of it, unless it has been tried, or it runs in its parent's memory as between `vfork`
+    /// and `exec`. One that gives none stays as it is, and only its own end is an error.
+    pub fn track(&mut self, abilities: Abilities) -> Result<(), TrackError> {
+        if self.userfaultfd.is_some() || self.refused {
+            return Ok(());
+        }
+        let status = Status::read(self.pid).map_err(|_| TrackError::Gone { pid: self.pid })?;
+        if status.parent > 0 && ptrace::share_memory(self.pid, status.parent).unwrap_or(false) {
+            return Ok(());
+        }
+        match inject::take_userfaultfd(self.pid, status.seccomp) {
+            Ok(taken) => {
+                tracing::debug!(
+                    process = self.pid,
+                    stalled_us = taken.stalled.as_micros(),
+                    "memory is tracked"
+                );
+                let made = Userfaultfd::new(taken.fd, abilities.userfaultfd);
+                self.userfaultfd = Some(made.map_err(|source| TrackError::Memory {
+                    pid: self.pid,
+                    action: "tracked",
+                    source,
+                })?);
+                Ok(())
+            }
+            Err(InjectError::Gone { pid }) => Err(TrackError::Gone { pid }),
+            Err(error) => {
+                tracing::warn!(process = self.pid, error = %error, "memory is not tracked and is read when it is frozen");
+                self.refused = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn areas(&self) -> Result<Vec<Area>, TrackError> {
+        let maps = fs::read(format!("/proc/{}/maps", self.pid));
+        let maps = maps.map_err(|source| self.failed("listed", source))?;
+        // The list may be of another program already.
+        if !self.is_alive() {
+            return Err(TrackError::Gone { pid: self.pid });
+        }
+        Ok(areas::private(&maps).collect())
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> TrackError {
+        failed(self.pid, action, source)
+    }
+
+    /// Protects what was written since the last time, and hands it on. Returns how many bytes of areas were looked at.
+    /// Does nothing to a process that is not tracked.
+    pub fn send_written(
+        &mut self,
+        abilities: Abilities,
+        scratch: &mut Scratch,
+        sink: &mut dyn PageSink,
+        totals: &mut Totals,
+    ) -> Result<u64, TrackError> {
+        if self.userfaultfd.is_none() {
+            return Ok(0);
+        }
+        let areas = self.areas()?;
+        let (follower, mut reader) = self.split(sink, totals);
+        let mut scanned = 0;
+        for area in areas {
+            if is_followed(&area, reader.sent()) {
+                follower.send_written(abilities, &area.range, scratch, &mut reader)?;
+                scanned += area.range.end - area.range.start;
+            }
+        }
+        reader.flush()?;
+        Ok(scanned)
+    }
+
+    fn split<'a>(
+        &'a mut self,
+        sink: &'a mut dyn PageSink,
+        totals: &'a mut Totals,
+    ) -> (Follower<'a>, Reader<'a>) {
+        let follower = Follower {
+            pid: self.pid,
+            pagemap: &self.pagemap,
+            userfaultfd: self.userfaultfd.as_ref(),
+        };
+        let source = Source {
+            pid: self.pid,
+            process: self.id,
+            memory: &self.memory,
+        };
+        (follower, Reader::new(source, sink, &mut self.sent, totals))
+    }
+
+    /// Every page that a dump would hold, after [`Self::send_written`] and while the process stands still; hands on
+    /// those that are not sent.
+    pub fn send_rest(
+        &mut self,
+        abilities: Abilities,
+        scratch: &mut Scratch,
+        sink: &mut dyn PageSink,
+        totals: &mut Totals,
+    ) -> Result<ResidentPages, TrackError> {
+        let areas = self.areas()?;
+        let process = self.id;
+        let mut runs = Vec::new();
+        let (follower, mut reader) = self.split(sink, totals);
+        reader.require_all();
+        for area in areas {
+            let followed = follower.userfaultfd.is_some() && is_followed(&area, reader.sent());
+            reader.remember(followed)?;
+            follower.send_rest(abilities, &area, scratch, &mut reader, &mut runs)?;
+        }
+        reader.flush()?;
+        Ok(ResidentPages { process, runs })
+    }
+
+    /// Bytes that are to be sent as things stand: what was written, or everything where nothing is tracked.
+    pub fn pending_bytes(&self, abilities: Abilities, scratch: &mut Scratch) -> Result<u64, TrackError> {
+        let query = if self.is_tracked() {
+            abilities.written()
+        } else {
+            abilities.resident()
+        };
+        let mut bytes = 0;
+        for area in self.areas()? {
+            if is_followed(&area, &self.sent) {
+                let Range { start, end } = area.range;
+                let count = |region: Region| {
+                    bytes += region.end - region.start;
+                    Ok::<(), io::Error>(())
+                };
+                let scanned = self
+                    .pagemap
+                    .scan_all(&query, start, end, &mut scratch.regions, count);
+                scanned.map_err(|source| self.failed("scanned", source))?;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+fn has_ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+fn failed(pid: i32, action: &'static str, source: io::Error) -> TrackError {
+    if has_ended(&source) {
+        TrackError::Gone { pid }
+    } else {
+        TrackError::Memory { pid, action, source }
+    }
+}
+
+/// Areas that nobody can write hold few pages that a dump has, and registering them makes their faults slower: they are
+/// read at the end, unless something of them was sent when they still could be written.
+fn is_followed(area: &Area, sent: &PageSet) -> bool {
+    match area.kind {
+        Kind::Anonymous => true,
+        Kind::File => area.writable || sent.intersects(area.range.clone()),
+        Kind::Vdso | Kind::Kernel => false,
+    }
+}
+
+/// What is asked of the kernel about one process.
+struct Follower<'a> {
+    pid: i32,
+    pagemap: &'a Pagemap,
+    userfaultfd: Option<&'a Userfaultfd>,
+}
+
+impl Follower<'_> {
+    fn send_written(
+        &self,
+        abilities: Abilities,
+        area: &Range<u64>,
+        scratch: &mut Scratch,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), TrackError> {
+        let protect = |query| Query {
+            protect: true,
+            check_registered: true,
+            ..query
+        };
+        match self.scan(&protect(abilities.written()), area, scratch, reader) {
+            Err(Scan::Unregistered) => {}
+            other => return other.map_err(|error| error.of(self.pid)),
+        }
+        // New, or moved here. What was sent for these addresses was something else; and some of it may be protected
+        // already without having been found, so everything counts as written.
+        reader.sent().remove(area.clone());
+        let registered = self
+            .userfaultfd
+            .map(|userfaultfd| userfaultfd.register(area))
+            .transpose();
+        match registered {
+            Err(source) if has_ended(&source) => return Err(TrackError::Gone { pid: self.pid }),
+            // Changed again meanwhile, or cannot be registered: it stays unsent, for the next round or the last.
+            Err(_) => return Ok(()),
+            Ok(_) => {}
+        }
+        match self.scan(&protect(abilities.resident()), area, scratch, reader) {
+            Err(Scan::Unregistered) => reader.forget(area.clone()),
+            other => other.map_err(|error| error.of(self.pid)),
+        }
+    }
+
+    fn scan(
+        &self,
+        query: &Query,
+        area: &Range<u64>,
+        scratch: &mut Scratch,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Scan> {
+        self.pagemap
+            .scan_all(query, area.start, area.end, &mut scratch.regions, |region| {
+                reader.sent().remove(region.start..region.end);
+                reader.add(region.start..region.end).map_err(Scan::Track)
+            })
+    }
+
+    fn send_rest(
+        &self,
+        abilities: Abilities,
+        area: &Area,
+        scratch: &mut Scratch,
+        reader: &mut Reader<'_>,
+        runs: &mut Vec<PageRun>,
+    ) -> Result<(), TrackError> {
+        match area.kind {
+            Kind::Kernel => return Ok(()),
+            Kind::Vdso => {
+                push(runs, &area.range);
+                return reader.add_unsent(area.range.clone());
+            }
+            Kind::Anonymous | Kind::File => {}
+        }
+        let query = Query {
+            report: category::SWAPPED,
+            ..abilities.resident()
+        };
+        let Range { start, end } = area.range;
+        let scanned = self
+            .pagemap
+            .scan_all(&query, start, end, &mut scratch.regions, |region| {
+                let range = region.start..region.end;
+                if area.kind == Kind::File && region.categories != 0 {
+                    // A protected copy of a file's page that was thrown away leaves a mark that looks like this, and the
+                    // file's page shows again.
+                    reader.sent().remove(range.clone());
+                }
+                push(runs, &range);
+                reader.add_unsent(range).map_err(Scan::Track)
+            });
+        scanned.map_err(|error: Scan| error.of(self.pid))
+    }
+}
+
+fn push(runs: &mut Vec<PageRun>, range: &Range<u64>) {
+    let mut start = range.start;
+    while start < range.end {
+        let pages = u32::try_from((range.end - start) / PAGE_BYTES).unwrap_or(u32::MAX);
+        runs.push(PageRun {
+            start,
+            pages,
+            zero: false,
+        });
+        start += u64::from(pages) * PAGE_BYTES;
+    }
+}
+
+/// Why a scan ended early.
+enum Scan {
+    Unregistered,
+    Failed(io::Error),
+    Track(TrackError),
+}
+
+impl From<io::Error> for Scan {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM) => Self::Unregistered,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+impl Scan {
+    fn of(self, pid: i32) -> TrackError {
+        match self {
+            Self::Unregistered => failed(pid, "scanned", io::Error::from_raw_os_error(libc::EPERM)),
+            Self::Failed(source) => failed(pid, "scanned", source),
+            Self::Track(error) => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Status;
+
+    #[test]
+    fn the_innermost_id_is_the_one_that_counts() {
+        let status = Status::parse("Name:\tx\nPPid:\t7\nNSpid:\t4711\t12\t1\nSeccomp:\t2\n");
+        assert_eq!((status.id, status.parent, status.seccomp), (Some(1), 7, true));
+        assert!(!Status::parse("Seccomp:\t0\n").seccomp);
+    }
+}

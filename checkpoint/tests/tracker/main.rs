@@ -1,0 +1,187 @@
+//! Real processes whose memory is followed while they do their worst. Needs root and Linux 6.7.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod harness;
+mod sys;
+mod workload;
+
+use std::time::{Duration, Instant};
+
+use harness::{Store, Workload};
+use tranship_checkpoint::memory::Tracker;
+
+/// Not a test: what the tests start as a process of its own.
+#[test]
+#[ignore = "the workload of the other tests"]
+fn workload() {
+    if let Ok(name) = std::env::var("WORKLOAD") {
+        // It begins when it is in its cgroup, so that its children are, too.
+        assert_eq!(sys::read_byte(0), i32::from(b'\n'));
+        workload::run(&name);
+    }
+}
+
+/// Rounds while the workload runs, then the end while it stands still, and the comparison.
+fn follow(name: &str, rounds: usize) {
+    let workload = Workload::start(name);
+    let mut store = Store::default();
+    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    for _ in 0..rounds {
+        tracker.round(&mut store).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    finish(&workload, &mut tracker, &mut store);
+}
+
+fn finish(workload: &Workload, tracker: &mut Tracker, store: &mut Store) {
+    workload.freeze();
+    tracker.frozen_round(store).unwrap();
+    let (lists, report) = tracker.finish(store).unwrap();
+    store.check(workload, &lists);
+    // A second look finds nothing that has changed, and reads only what nothing would tell of.
+    let bytes = store.bytes;
+    assert_eq!(tracker.finish(store).unwrap().0, lists);
+    let untouched = report.untracked > 0 || store.bytes - bytes <= lists.len() << 20;
+    assert!(untouched, "{} bytes of {lists:?}", store.bytes - bytes);
+}
+
+#[test]
+fn random_writes_are_all_seen() {
+    follow("rewrite", 20);
+}
+
+#[test]
+fn a_filter_that_refuses_or_kills_does_not_matter() {
+    follow("refused", 5);
+    follow("killed", 5);
+}
+
+#[test]
+fn huge_pages_are_followed_page_by_page() {
+    follow("huge", 10);
+}
+
+#[test]
+fn areas_that_come_go_move_and_are_emptied_are_followed() {
+    for _ in 0..5 {
+        follow("churn", 10);
+    }
+}
+
+#[test]
+fn children_are_followed_as_they_come() {
+    follow("fork", 10);
+}
+
+#[test]
+fn threads_that_come_and_go_are_no_hindrance() {
+    follow("threads", 10);
+}
+
+#[test]
+fn memory_that_nobody_may_read_or_write_arrives_too() {
+    follow("unreadable", 5);
+}
+
+#[test]
+fn a_program_that_becomes_another_is_followed_anew() {
+    let mut workload = Workload::start("exec");
+    let mut store = Store::default();
+    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    tracker.round(&mut store).unwrap();
+    workload.tell("g\n");
+    let mut rounds = 0;
+    std::thread::scope(|scope| {
+        let heard = scope.spawn(|| workload.hear());
+        while !heard.is_finished() {
+            tracker.round(&mut store).unwrap();
+            rounds += 1;
+        }
+        assert_eq!(heard.join().unwrap(), "again");
+    });
+    assert!(rounds > 0);
+    let report = tracker.round(&mut store).unwrap();
+    assert_eq!((report.processes, report.untracked), (1, 0));
+    finish(&workload, &mut tracker, &mut store);
+}
+
+#[test]
+fn a_hundred_gibibytes_reserved_cost_nothing() {
+    let workload = Workload::start("reserved");
+    let mut store = Store::default();
+    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let first = tracker.round(&mut store).unwrap();
+    assert!(first.scanned_bytes > 100 << 30);
+    assert!(store.bytes < 16 << 20, "{}", store.bytes);
+    let start = Instant::now();
+    tracker.round(&mut store).unwrap();
+    println!("a round over 100 GiB reserved: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(500));
+    finish(&workload, &mut tracker, &mut store);
+}
+
+#[test]
+fn ten_thousand_areas_are_followed() {
+    let workload = Workload::start("areas");
+    let mut store = Store::default();
+    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let first = Instant::now();
+    tracker.round(&mut store).unwrap();
+    let (first, later) = (first.elapsed(), Instant::now());
+    tracker.round(&mut store).unwrap();
+    println!("20,000 areas: first round {first:?}, later {:?}", later.elapsed());
+    assert!(later.elapsed() < Duration::from_secs(1));
+    finish(&workload, &mut tracker, &mut store);
+}
+
+#[test]
+fn calls_that_block_end_as_if_nothing_had_been() {
+    let mut workload = Workload::start("blocked");
+    let cgroup = workload.cgroup.clone();
+    for _ in 0..2 {
+        for wait in 0..4 {
+            // In the middle of each call, several times.
+            for _ in 0..5 {
+                std::thread::sleep(Duration::from_millis(20));
+                drop(Tracker::attach(&cgroup).unwrap());
+            }
+            if wait == 3 {
+                workload.tell("x");
+            }
+            let heard = workload.hear();
+            assert!(heard.starts_with("fine"), "{heard}");
+        }
+    }
+}
+
+#[test]
+fn signals_are_neither_lost_nor_do_they_hurt() {
+    let mut workload = Workload::start("alarms");
+    let cgroup = workload.cgroup.clone();
+    let mut taken = 0;
+    std::thread::scope(|scope| {
+        let heard = scope.spawn(|| workload.hear());
+        while !heard.is_finished() {
+            drop(Tracker::attach(&cgroup).unwrap());
+            taken += 1;
+        }
+        assert_eq!(heard.join().unwrap(), "fine");
+    });
+    assert!(taken > 50, "{taken}");
+}
+
+#[test]
+fn a_process_that_ends_in_the_middle_is_passed_over() {
+    for delay in 0..20 {
+        let workload = Workload::start("short");
+        std::thread::sleep(Duration::from_millis(delay * 2));
+        let mut store = Store::default();
+        let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+        let end = Instant::now() + Duration::from_millis(60);
+        while Instant::now() < end {
+            tracker.round(&mut store).unwrap();
+            tracker.pending_bytes().unwrap();
+        }
+        assert_eq!(tracker.round(&mut store).unwrap().processes, 0);
+    }
+}
