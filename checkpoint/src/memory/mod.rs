@@ -3,6 +3,7 @@
 mod areas;
 mod inject;
 mod page_set;
+pub mod images;
 mod pages;
 mod process;
 mod read;

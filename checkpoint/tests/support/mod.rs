@@ -1,4 +1,5 @@
 //! Real containers for the tests: a static busybox in a user namespace, made by runc, removed with the test.
+#![allow(dead_code, reason = "each test uses its own part of this")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,11 @@ fn busybox() -> PathBuf {
 impl Side {
     /// A fresh side with a bundle that runs the workload.
     pub fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    /// A fresh side with a bundle that `alter` has changed.
+    pub fn with(alter: impl FnOnce(&mut Value)) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "these tests make containers and need root"
@@ -107,13 +113,20 @@ impl Side {
         }
         fs::write(side.path("vol/work.sh"), WORKLOAD).unwrap();
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tranship-criu"), side.path("path/criu")).unwrap();
-        fs::write(side.path("config.json"), side.config().to_string()).unwrap();
+        let mut config = side.config();
+        alter(&mut config);
+        fs::write(side.path("config.json"), config.to_string()).unwrap();
         side
     }
 
     /// A side to move `other` to: the same id and the same file contents.
     pub fn beside(other: &Self) -> Self {
-        let mut side = Self::new();
+        Self::beside_with(other, |_| ())
+    }
+
+    /// As [`Self::beside`], with a bundle that `alter` has changed.
+    pub fn beside_with(other: &Self, alter: impl FnOnce(&mut Value)) -> Self {
+        let mut side = Self::with(alter);
         side.id = other.id.clone();
         for part in ["images", "vol", "rootfs/tmp"] {
             fs::remove_dir_all(side.path(part)).unwrap();
@@ -192,6 +205,12 @@ impl Side {
 
     /// Starts the container with its output going to `output`, and waits until it counts and echoes.
     pub fn run(&self, output: Stdio) {
+        self.start(output);
+        wait_until("the workload echoes", || self.echoed() > 3);
+    }
+
+    /// Starts the container with its output going to `output`.
+    pub fn start(&self, output: Stdio) {
         let mut runc = self.runc();
         runc.args(["run", "--detach", "--bundle"])
             .arg(self.directory.path())
@@ -203,7 +222,6 @@ impl Side {
             .status()
             .unwrap();
         assert!(status.success(), "runc run failed");
-        wait_until("the workload echoes", || self.echoed() > 3);
     }
 
     /// Where the workload has counted to.
