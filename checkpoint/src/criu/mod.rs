@@ -13,12 +13,13 @@ pub mod dump;
 pub mod ghosts;
 pub mod log;
 pub mod options;
-mod packet;
+pub(crate) mod packet;
 pub mod probe;
 pub mod process;
 pub mod relay;
 pub mod restore;
 pub mod rpc;
+pub mod unprivileged;
 pub mod wire;
 
 pub use cpu::{CpuMismatch, cpuinfo_check, cpuinfo_dump};

@@ -27,6 +27,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use super::options;
 use super::packet;
 use super::rpc::{self, Malformed, Setting, kind, option};
+use super::unprivileged::Permission;
 use super::wire::{Memory, Operation, environment};
 use crate::sys::inherited;
 use crate::sys::view::View;
@@ -103,6 +104,7 @@ pub struct Settings {
     daemon: Option<(PathBuf, Operation)>,
     log_level: Option<u64>,
     memory: Memory,
+    lazy_pages: bool,
 }
 
 impl Settings {
@@ -122,6 +124,7 @@ impl Settings {
             memory: variable(environment::MEMORY).map_or(Memory::Full, |word| {
                 Memory::of_word(word.to_str().unwrap_or_default())
             }),
+            lazy_pages: variable(environment::LAZY_PAGES).is_some(),
         }
     }
 }
@@ -143,10 +146,17 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
         source: Box::new(source),
     })?;
     let held = request.kind == Some(kind_of(*operation));
+    let lazy = held && settings.lazy_pages && *operation == Operation::Restore;
     // Kept open until CRIU has opened them through this process.
     let mut directories = Vec::new();
     if held {
-        let edits = edits(&runc, &request, *operation, settings.log_level, &mut directories)?;
+        let mut edits = edits(&runc, &request, *operation, settings.log_level, &mut directories)?;
+        if lazy {
+            edits.push(Setting {
+                number: option::LAZY_PAGES,
+                value: 1,
+            });
+        }
         first.bytes = rpc::override_options(&first.bytes, &edits)?;
     }
     let asked =
@@ -160,6 +170,9 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
     }
     if held {
         session.attach(DaemonLink::connect(socket)?, *operation);
+    }
+    if lazy {
+        session.permit(Permission::take());
     }
     session.run(&first, request.options.and_then(|options| options.pid))
 }

@@ -84,6 +84,7 @@ pub struct Relay {
     operation: Operation,
     log_level: Option<u8>,
     memory: Memory,
+    lazy_pages: bool,
     connection: Option<UnixStream>,
     buffer: Vec<u8>,
     held: bool,
@@ -111,6 +112,7 @@ impl Relay {
             operation,
             log_level: None,
             memory: Memory::Full,
+            lazy_pages: false,
             connection: None,
             buffer: Vec::new(),
             held: false,
@@ -128,6 +130,12 @@ impl Relay {
         self.memory = memory;
     }
 
+    /// Leaves the lazy pages of a restore to a filler that listens in CRIU's working directory; see
+    /// [`crate::memory::fill`].
+    pub fn set_lazy_pages(&mut self) {
+        self.lazy_pages = true;
+    }
+
     /// The variables to set for the runc process, besides a PATH on which the relay is the first `criu`.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -142,6 +150,9 @@ impl Relay {
         ];
         if let Some(level) = self.log_level {
             variables.push((environment::LOG_LEVEL.to_owned(), level.to_string()));
+        }
+        if self.lazy_pages {
+            variables.push((environment::LAZY_PAGES.to_owned(), "1".to_owned()));
         }
         variables
     }

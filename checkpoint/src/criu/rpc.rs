@@ -40,6 +40,8 @@ pub mod option {
     pub const GHOST_LIMIT: u32 = 35;
     /// Ignore connections that are not accepted yet.
     pub const TCP_SKIP_IN_FLIGHT: u32 = 46;
+    /// Leave the pages that are flagged so to somebody else.
+    pub const LAZY_PAGES: u32 = 48;
     /// Descriptor, in the requesting process, for the sign that CRIU is ready.
     pub const STATUS_FD: u32 = 49;
     /// How CRIU keeps packets away from sockets in repair.

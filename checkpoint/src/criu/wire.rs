@@ -28,6 +28,8 @@ pub mod environment {
     pub const CRIU: &str = "TRANSHIP_CRIU";
     /// `state-only` for a dump without the content of memory. See [`super::Memory`].
     pub const MEMORY: &str = "TRANSHIP_RELAY_MEMORY";
+    /// Set for a restore whose lazy pages a filler brings.
+    pub const LAZY_PAGES: &str = "TRANSHIP_LAZY_PAGES";
     /// CRIU's log level, for an operator who looks for a reason.
     pub const LOG_LEVEL: &str = "TRANSHIP_CRIU_LOG_LEVEL";
 }

@@ -1,6 +1,7 @@
 //! The system calls that have no safe wrapper, one family a file.
 
 pub mod clock;
+pub mod filling;
 pub mod inherited;
 pub mod pagemap;
 pub mod ptrace;

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::{DaemonLink, ProcessError, in_words, lost, passed_on};
 use crate::criu::packet::{self, Packet};
 use crate::criu::rpc::{self, kind};
+use crate::criu::unprivileged::Permission;
 use crate::criu::wire::{
     Barrier, BarrierStage, Decision, Finished, FromRelay, Memory, Operation, RELEASED_NAME, RequestSeen,
     StageTime, environment,
@@ -42,6 +43,8 @@ pub struct Session {
     root: Option<i32>,
     /// CRIU's answer to the request itself.
     outcome: Option<rpc::Response>,
+    /// What restored tasks may do until all of them have.
+    permission: Option<Permission>,
 }
 
 /// Whose packet comes next.
@@ -69,7 +72,13 @@ impl Session {
             asked: None,
             root: None,
             outcome: None,
+            permission: None,
         })
+    }
+
+    /// Keeps a permission until every task is restored, or CRIU has ended.
+    pub fn permit(&mut self, permission: Permission) {
+        self.permission = Some(permission);
     }
 
     /// Lets the daemon decide at the operation's barriers.
@@ -225,6 +234,9 @@ impl Session {
         self.root = notify.pid.filter(|pid| *pid > 0).or(self.root);
         if let Some(script) = &notify.script {
             self.reached(script);
+            if script == "post-restore" {
+                self.permission = None;
+            }
         }
         self.asked = Some(notify);
         Ok(())

@@ -1,0 +1,160 @@
+//! The content of the store, from the filler's side: a source to copy from that shrinks as it is used.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::hot;
+use super::images::LazyMemory;
+use super::outstanding::{Outstanding, Stretch};
+use crate::memory::PAGE_BYTES;
+use crate::memory::store::{
+    INDEX_NAME, MissingPage, PAGES_NAME, REGION_BYTES, Region, RegionKey, punch, read_index,
+};
+use crate::sys::filling::{Mapping, Piece};
+
+/// Pages to copy from.
+#[derive(Debug)]
+pub struct Content {
+    file: File,
+    mapping: Option<Mapping>,
+    regions: HashMap<RegionKey, Region>,
+    /// How many processes still need a region.
+    users: Mutex<HashMap<RegionKey, u32>>,
+    /// Pages at least this young are hot.
+    hot_round: Option<u32>,
+    /// Whether what is not needed may be given back: not before the restore is certain.
+    give_back: AtomicBool,
+    given_back_bytes: AtomicU64,
+}
+
+impl Content {
+    /// Opens a sealed store.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let path = directory.join(PAGES_NAME);
+        // Writing is what making holes needs.
+        let file = File::options().read(true).write(true).open(path)?;
+        let index = read_index(&directory.join(INDEX_NAME), &file)?;
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        let mapping = NonZeroUsize::new(length)
+            .map(|length| Mapping::of(&file, length))
+            .transpose()?;
+        let regions: HashMap<_, _> = index.into_iter().map(|found| (found.key, found.region)).collect();
+        Ok(Self {
+            file,
+            mapping,
+            hot_round: hot::youngest(regions.values()),
+            regions,
+            users: Mutex::default(),
+            give_back: AtomicBool::new(false),
+            given_back_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// What of a process must be copied. Pages of zeros need not: a page that nobody has filled is one.
+    pub fn missing_of(&self, memory: &LazyMemory) -> Result<Outstanding, MissingPage> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        let mut hot: Vec<Range<u64>> = Vec::new();
+        for range in &memory.pages {
+            let mut joined = false;
+            for address in range.clone().step_by(PAGE_BYTES as usize) {
+                let key = (memory.process, address / REGION_BYTES);
+                let page = Region::page_of(address);
+                let region = self.regions.get(&key).filter(|region| region.has(page));
+                let region = region.ok_or(MissingPage {
+                    process: memory.process,
+                    address,
+                })?;
+                if region.is_zero(page) {
+                    joined = false;
+                    continue;
+                }
+                let end = address + PAGE_BYTES;
+                match stretches.last_mut() {
+                    Some(last) if joined && last.end == address => last.end = end,
+                    _ => stretches.push(Stretch {
+                        start: address,
+                        end,
+                        source: address,
+                    }),
+                }
+                joined = true;
+                if self.hot_round.is_some_and(|round| region.round(page) >= round) {
+                    match hot.last_mut() {
+                        Some(last) if last.end == address => last.end = end,
+                        _ => hot.push(address..end),
+                    }
+                }
+            }
+        }
+        Ok(Outstanding::new(stretches, hot))
+    }
+
+    /// The content of a stretch of `process`.
+    pub fn piece(&self, process: u32, stretch: &Stretch) -> Option<Piece<'_>> {
+        let region = self.regions.get(&(process, stretch.source / REGION_BYTES))?;
+        let offset = region.offset(Region::page_of(stretch.source));
+        self.mapping.as_ref()?.piece(offset, stretch.end - stretch.start)
+    }
+
+    /// Somebody needs what is missing here.
+    pub fn keep(&self, process: u32, missing: &Outstanding) {
+        let mut users = self.users();
+        for number in missing.regions() {
+            *users.entry((process, number)).or_default() += 1;
+        }
+    }
+
+    /// Somebody does not need these regions any more; what nobody needs is given back.
+    pub fn release(&self, process: u32, numbers: &[u64]) {
+        for number in numbers {
+            let key = (process, *number);
+            let mut users = self.users();
+            let left = users.get(&key).copied().unwrap_or(1) - 1;
+            if left > 0 {
+                users.insert(key, left);
+                continue;
+            }
+            users.remove(&key);
+            drop(users);
+            if self.give_back.load(Ordering::Acquire) {
+                self.punch(key);
+            }
+        }
+    }
+
+    /// The restore will not be tried again: from now on memory is given back as soon as nobody needs it.
+    pub fn give_back(&self) {
+        self.give_back.store(true, Ordering::Release);
+        let needed: Vec<RegionKey> = self.users().keys().copied().collect();
+        let needed: std::collections::HashSet<RegionKey> = needed.into_iter().collect();
+        for key in self.regions.keys().filter(|key| !needed.contains(key)) {
+            self.punch(*key);
+        }
+    }
+
+    /// Bytes of the store's file that are free again.
+    pub fn given_back_bytes(&self) -> u64 {
+        self.given_back_bytes.load(Ordering::Relaxed)
+    }
+
+    fn punch(&self, key: RegionKey) {
+        let Some(region) = self.regions.get(&key) else {
+            return;
+        };
+        // Memory that is not given back now is when the filler ends.
+        if punch(&self.file, region.offset(0), REGION_BYTES).is_ok() {
+            let bytes = u64::from(region.data_pages()) * PAGE_BYTES;
+            self.given_back_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashMap<RegionKey, u32>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
