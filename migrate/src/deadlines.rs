@@ -24,5 +24,8 @@ pub const RESUME: Duration = Duration::from_secs(30);
 /// For a destination that has reserved to hear more before the freeze.
 pub const SEED_IDLE: Duration = Duration::from_secs(600);
 
+/// For a destination to drop what it has received: it ends a few processes.
+pub const DROP: Duration = Duration::from_secs(1);
+
 /// Between two questions to a peer about a handoff in doubt.
 pub const ASK_AGAIN: Duration = Duration::from_secs(1);

@@ -18,7 +18,7 @@ use tranship_proto::v1::{
 
 use crate::control::{Conversation, unexpected};
 use crate::convergence::Wishes;
-use crate::deadlines::{ASK_AGAIN, IMAGES, REPLY, RESUME, SYNC};
+use crate::deadlines::{ASK_AGAIN, DROP, IMAGES, REPLY, RESUME, SYNC};
 use crate::error::{ControlError, Failure, HostError, StepError};
 use crate::handoff::SourceStep;
 use crate::host::{ByteStream, CommitError, DestinationSays, Event, MemoryMode, Reservation, SourceHost};
@@ -422,6 +422,7 @@ impl Source {
         if undo.is_empty() {
             undo.extend(self.host.record(step).await.err());
         }
+        self.await_drop(&failure.cause).await;
         match step {
             SourceStep::RolledBack => SourceEnd::RolledBack { failure, undo },
             _ => SourceEnd::Failed(failure),
@@ -437,6 +438,18 @@ impl Source {
             .await;
         let thaw = self.timings.measure("thaw", host.thaw()).await;
         network.err().into_iter().chain(thaw.err()).collect()
+    }
+
+    /// The destination drops what it has, and says so: whoever looks there after this migration has ended finds nothing. It
+    /// is not waited for long, since nothing here depends on it.
+    async fn await_drop(&mut self, cause: &StepError) {
+        if matches!(cause, StepError::Destination { .. }) {
+            return;
+        }
+        let dropped = async { while self.conversation.hear("that all was dropped", DROP).await.is_ok() {} };
+        if tokio::time::timeout(DROP, dropped).await.is_err() {
+            tracing::warn!(migration_id = %self.migration, "the destination has not said that it has dropped what it had");
+        }
     }
 
     /// A broken stream is often only the shadow of something the destination has a better name for.

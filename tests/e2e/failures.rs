@@ -66,7 +66,7 @@ const RESTORE_FAULTS: [Fault; 3] = [
     Fault {
         what: "refuses to work",
         script: "exit 1",
-        exit_code: ROLLED_BACK,
+        exit_code: NOT_TOUCHED,
     },
     Fault {
         what: "fails when all is restored",
