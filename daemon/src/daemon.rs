@@ -171,6 +171,7 @@ fn runtime(config: &Config, paths: &Paths) -> Result<Runtime, OpenError> {
         None => own_directory()?,
     };
     let monitor = program(&libexec, "tranship-monitor")?;
+    let filler = program(&libexec, "tranship-filler")?;
     let relay = program(&libexec, "tranship-criu")?;
     let link = paths.criu_path().join("criu");
     point(&link, &relay).map_err(|source| OpenError::Directory { path: link, source })?;
@@ -179,6 +180,7 @@ fn runtime(config: &Config, paths: &Paths) -> Result<Runtime, OpenError> {
         runc_root: paths.runc_root(),
         criu_path_dir: paths.criu_path(),
         monitor,
+        filler,
     })
 }
 

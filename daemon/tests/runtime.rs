@@ -464,6 +464,7 @@ async fn a_monitor_that_is_killed_does_not_take_its_container_along() {
         exit_code: None,
         finished_ms: 0,
         oom_killed: false,
+        memory_lost: false,
     };
     assert_eq!(bed.ended().await, unseen);
     bed.assert_nothing_is_left();

@@ -21,6 +21,9 @@ pub const SYNC: Duration = Duration::from_secs(120);
 /// From Go to the first instruction at the destination, and for its report of it.
 pub const RESUME: Duration = Duration::from_secs(30);
 
+/// For all of a container's memory to be filled in behind it: 0.1 GB/s over 64 GiB.
+pub const FILLING: Duration = Duration::from_secs(640);
+
 /// For a destination that has reserved to hear more before the freeze.
 pub const SEED_IDLE: Duration = Duration::from_secs(600);
 

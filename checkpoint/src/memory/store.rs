@@ -298,6 +298,12 @@ impl PageStore {
         Ok(true)
     }
 
+    /// Memory that the store may take.
+    #[must_use]
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
     /// Memory that the store takes: pages and index.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -222,6 +222,7 @@ impl Containers {
             pid: 0,
             exit_code: 0,
             oom_killed: false,
+            memory_lost: false,
             created_ms: if container.created_ms > 0 {
                 container.created_ms
             } else {

@@ -91,6 +91,7 @@ impl Containers {
                     exit_code: None,
                     finished_ms: now_ms(),
                     oom_killed: false,
+                    memory_lost: false,
                 };
                 self.ended(&record.id, &unseen).await
             }

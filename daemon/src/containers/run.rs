@@ -378,6 +378,7 @@ fn new_record(id: ContainerId, name: Name, spec: ContainerSpec, image_digest: Di
         pid: 0,
         exit_code: 0,
         oom_killed: false,
+        memory_lost: false,
         created_ms: now_ms(),
         started_ms: 0,
         finished_ms: 0,

@@ -110,6 +110,7 @@ async fn report(shared: &Weak<Shared>, id: &ContainerId, ended: Result<ExitStatu
             exit_code: None,
             finished_ms: now_ms(),
             oom_killed: false,
+            memory_lost: false,
         }
     });
     if let Err(error) = containers.ended(id, &status).await {
@@ -131,6 +132,7 @@ fn end(record: &mut ContainerRecord, status: &ExitStatus) {
     record.pid = 0;
     record.exit_code = status.exit_code.unwrap_or(UNSEEN_EXIT_CODE);
     record.oom_killed = status.oom_killed;
+    record.memory_lost = status.memory_lost;
     // Nobody saw the end: it was before now.
     record.finished_ms = if status.finished_ms == 0 {
         now_ms()
@@ -163,6 +165,7 @@ mod tests {
             exit_code: None,
             finished_ms: 9,
             oom_killed: false,
+            memory_lost: false,
         };
         let mut record = test_record(1, "web");
         end(&mut record, &status);

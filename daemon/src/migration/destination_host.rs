@@ -19,8 +19,9 @@ use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
 use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby};
 
 use super::conductor::Shared;
-use super::held::{LocalHeld, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
+use super::held::{NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
+use super::memory::{Arrived, store_dir};
 use super::sink::LocalSink;
 use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
 use crate::network::{self, Attachment, NetworkRequest};
@@ -42,6 +43,7 @@ pub struct LocalDestination {
     journal: Journal,
     sink: Arc<LocalSink>,
     streams: AsyncMutex<Option<ExpectedStreams>>,
+    memory: AsyncMutex<Option<Arrived>>,
     standing_by: AsyncMutex<Option<StandingBy>>,
     attachment: Mutex<Option<Attachment>>,
     pid: Mutex<i32>,
@@ -89,6 +91,7 @@ impl LocalDestination {
             journal,
             sink: Arc::new(sink),
             streams: AsyncMutex::default(),
+            memory: AsyncMutex::default(),
             standing_by: AsyncMutex::default(),
             attachment: Mutex::default(),
             pid: Mutex::default(),
@@ -272,6 +275,7 @@ impl LocalDestination {
             images: self.images(),
             work,
             criu: self.shared.criu.clone(),
+            store: Some(store_dir(&self.staging())).filter(|store| store.exists()),
         };
         StandingBy::begin(self.shared.runtime(), &begin, standby).await
     }
@@ -332,11 +336,20 @@ impl DestinationHost for LocalDestination {
     }
 
     async fn page_keeper(&self) -> Result<Arc<dyn PageKeeper>, HostError> {
-        Err(HostError::new("keep pages of memory", "this build does not"))
+        let arrived = Arrived::create(&self.staging(), self.reserve.memory_bytes)?;
+        let keeper = arrived.keeper();
+        *self.memory.lock().await = Some(arrived);
+        Ok(keeper)
     }
 
     async fn memory_complete(&self) -> Result<(), HostError> {
-        Err(HostError::new("keep pages of memory", "this build does not"))
+        match self.memory.lock().await.as_ref() {
+            Some(arrived) => arrived.complete(self.images()).await,
+            None => Err(HostError::new(
+                "complete the container's memory",
+                "none was reserved",
+            )),
+        }
     }
 
     fn sink(&self) -> Arc<dyn TreeSink> {
@@ -403,8 +416,7 @@ impl DestinationHost for LocalDestination {
             stages = self.run_to_the_barrier(&mut prepared.relay) => match stages {
                 Ok(mut stages) => {
                     stages.insert(0, rooted);
-                    let StandingBy { relay, runc, .. } = prepared;
-                    return Ok(Box::new(LocalHeld { relay, runc, stages }));
+                    return Ok(Box::new(prepared.held(stages)));
                 }
                 Err(error) => error,
             },

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::{Relay, StageTime};
+use tranship_checkpoint::memory::fill::FillerHandle;
 use tranship_checkpoint::monotonic_us;
-use tranship_migrate::deadlines::RESUME;
+use tranship_migrate::deadlines::{FILLING, RESUME};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::host::{HeldRestore, Stage};
 
@@ -31,6 +32,8 @@ pub struct LocalHeld {
     pub relay: Relay,
     /// runc's restore, as the monitor runs it.
     pub runc: RuncEnd,
+    /// What fills the memory in, where it did not come inside the images.
+    pub filler: Option<FillerHandle>,
     /// Where the time went until now.
     pub stages: Vec<Stage>,
 }
@@ -56,11 +59,15 @@ impl HeldRestore for LocalHeld {
         let later = |stage: &&StageTime| stage.at_us >= released_at;
         let times: Vec<StageTime> = finished.stages.iter().filter(later).cloned().collect();
         // The tasks run. That runc has still to write its books does not keep them waiting.
+        let runc = self.runc;
         tokio::spawn(async move {
-            if let Err(error) = self.runc.await {
+            if let Err(error) = runc.await {
                 tracing::error!(error = %chain(&error), "runc failed after a restore that went well");
             }
         });
+        if let Some(filler) = self.filler {
+            tokio::spawn(follow_filling(filler));
+        }
         Ok(stages(&times))
     }
 
@@ -75,6 +82,14 @@ impl HeldRestore for LocalHeld {
         // The monitor cleans up behind runc and reports a failure, as it should.
         let ended = tokio::time::timeout(RESUME, self.runc).await;
         ended.map(drop).map_err(|error| failed(error.into()))
+    }
+}
+
+/// Logs how the filling went. The filler and the container's monitor see to it by themselves.
+async fn follow_filling(mut filler: FillerHandle) {
+    match filler.wait_complete(Instant::now() + FILLING).await {
+        Ok(figures) => tracing::info!(?figures, "the container's memory is complete"),
+        Err(error) => tracing::error!(error = %chain(&error), "the container's memory is not complete"),
     }
 }
 

@@ -189,7 +189,10 @@ impl Shared {
             blockers: reasons,
             warnings: Vec::new(),
             layers_present,
-            no_live_memory: "this build does not fill memory in".to_owned(),
+            no_live_memory: tranship_checkpoint::memory::supported()
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default(),
         })
     }
 

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
-use tranship_checkpoint::criu::Dump;
+use tranship_checkpoint::criu::{Dump, Memory};
 use tranship_checkpoint::freeze::Freezer;
+use tranship_checkpoint::memory;
 use tranship_checkpoint::throttle::limit_cpus;
 use tranship_migrate::deadlines::{FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::HostError;
@@ -23,6 +25,7 @@ use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby,
 use super::conductor::Shared;
 use super::held::{NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
+use super::memory::LocalMemory;
 use super::plan::fixed_cost;
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
@@ -37,6 +40,8 @@ pub struct LocalSource {
     destination: Name,
     /// Why the destination cannot fill in memory; empty when it can.
     no_live_memory: String,
+    /// Memory goes by itself, so CRIU dumps state alone.
+    live: AtomicBool,
     journal: Journal,
     freezer: Freezer,
     attachment: OnceCell<Attachment>,
@@ -65,6 +70,7 @@ impl LocalSource {
             anatomy,
             destination,
             no_live_memory,
+            live: AtomicBool::new(false),
             journal,
             freezer,
             attachment,
@@ -167,14 +173,17 @@ impl SourceHost for LocalSource {
         if !self.no_live_memory.is_empty() {
             return MemoryMode::StopAndCopy(format!("{}: {}", self.destination, self.no_live_memory));
         }
-        MemoryMode::StopAndCopy("this build does not follow memory".to_owned())
+        match memory::supported() {
+            Ok(()) => MemoryMode::Live,
+            Err(error) => MemoryMode::StopAndCopy(error.to_string()),
+        }
     }
 
     async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError> {
-        Err(HostError::new(
-            "follow the container's memory",
-            "this build does not",
-        ))
+        let (cgroup, images) = (self.anatomy.paths.cgroup.clone(), self.staging().join("images"));
+        self.live.store(true, Ordering::Release);
+        let following = crate::blocking::run(move || LocalMemory::follow(&cgroup, images));
+        Ok(Box::new(following.await?))
     }
 
     async fn fixed_cost(&self) -> Option<Duration> {
@@ -221,9 +230,19 @@ impl SourceHost for LocalSource {
         for directory in [&images_dir, &work_dir] {
             make_private(directory).map_err(|error| HostError::new("make the migration's staging", error))?;
         }
-        let request = self.shared.dump_request(&self.anatomy, images_dir, work_dir);
+        let mut request = self.shared.dump_request(&self.anatomy, images_dir, work_dir);
+        let live = self.live.load(Ordering::Acquire);
+        if live {
+            request.memory = Memory::StateOnly;
+        }
         let prepared = Dump::prepare(request, Instant::now() + REPLY).await;
         let prepared = prepared.map_err(|error| HostError::new("prepare the dump", error))?;
+        if live && prepared.memory() != Memory::StateOnly {
+            return Err(HostError::new(
+                "prepare the dump",
+                "this CRIU does not load the library that hides memory from it",
+            ));
+        }
         *self.dump.lock().await = Some(prepared);
         Ok(())
     }

@@ -22,13 +22,15 @@ use rustix::mount::{UnmountFlags, mount_bind_recursive, unmount};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::discard::CRIU_ROOT;
 use tranship_checkpoint::criu::{Operation, Relay, RelayError, RestoreError};
+use tranship_checkpoint::memory::fill::{FillRequest, Filler, FillerHandle};
 use tranship_migrate::deadlines::{IMAGES, REPLY, SEED_IDLE};
 use tranship_migrate::error::HostError;
+use tranship_migrate::host::Stage;
 use tranship_proto::ids::ContainerId;
 use tranship_proto::limits::{MAX_DESCRIPTORS, MAX_PATH_BYTES};
 use tranship_proto::v1::Standby;
 
-use super::held::RuncEnd;
+use super::held::{LocalHeld, RuncEnd};
 use crate::runtime::{ContainerPaths, RestoreRequest, Runtime, StartError, Started};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -47,6 +49,8 @@ pub struct Begin {
     pub work: PathBuf,
     /// The real CRIU.
     pub criu: PathBuf,
+    /// Where the container's memory is, if it did not come inside the images.
+    pub store: Option<PathBuf>,
 }
 
 /// runc and CRIU, started, and waiting to be told to restore.
@@ -55,6 +59,7 @@ pub struct StandingBy {
     pub relay: Relay,
     /// runc's end, as the monitor will report it.
     pub runc: RuncEnd,
+    filler: Option<FillerHandle>,
     rootfs: PathBuf,
     criu_root: PathBuf,
     descriptors: Option<Vec<String>>,
@@ -79,7 +84,12 @@ impl StandingBy {
         }
         let relay = Relay::bind(&begin.work, &begin.criu, Operation::Restore);
         let mut relay = relay.map_err(|error| prepare(error.into()))?;
+        let filler = start_filler(runtime, begin).await?;
+        if filler.is_some() {
+            relay.set_lazy_pages();
+        }
         let request = RestoreRequest {
+            filler: filler.as_ref().map(|_| begin.work.clone()),
             arguments: restore_options(&begin.images, &begin.work),
             environment: relay.environment(),
             deadline: SEED_IDLE + IMAGES,
@@ -104,6 +114,7 @@ impl StandingBy {
         Ok(Self {
             relay,
             runc,
+            filler,
             rootfs: begin.paths.rootfs(),
             criu_root: runtime.runc_root.join(begin.paths.id.as_str()).join(CRIU_ROOT),
             descriptors,
@@ -126,6 +137,17 @@ impl StandingBy {
         }
         self.give_up().await;
         None
+    }
+
+    /// CRIU has restored everything.
+    #[must_use]
+    pub fn held(self, stages: Vec<Stage>) -> LocalHeld {
+        LocalHeld {
+            relay: self.relay,
+            runc: self.runc,
+            filler: self.filler,
+            stages,
+        }
     }
 
     /// Has the root file system mounted, and puts it where CRIU will look for it.
@@ -154,6 +176,26 @@ impl StandingBy {
             tracing::warn!(rootfs = %self.rootfs.display(), "a restore that is not needed any more does not end");
         }
     }
+}
+
+/// What fills the container's memory in, where it does not come inside the images.
+async fn start_filler(runtime: &Runtime, begin: &Begin) -> Result<Option<FillerHandle>, HostError> {
+    let Some(store_dir) = begin.store.clone() else {
+        return Ok(None);
+    };
+    let request = FillRequest {
+        program: runtime.filler.clone(),
+        store_dir,
+        images_dir: begin.images.clone(),
+        work_dir: begin.work.clone(),
+        mark: begin.paths.filling(),
+        cgroup: Some(begin.paths.monitor_cgroup()),
+        patience: SEED_IDLE + IMAGES,
+    };
+    let filler = Filler::start(&request, Instant::now() + REPLY).await;
+    filler
+        .map(Some)
+        .map_err(|error| HostError::new("start the filler of the container's memory", error))
 }
 
 /// CRIU's reason where it has one.

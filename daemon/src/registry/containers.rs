@@ -26,6 +26,8 @@ pub struct ContainerRecord {
     pub exit_code: i32,
     /// Whether the kernel killed it for its memory limit.
     pub oom_killed: bool,
+    /// Killed because its memory could not be completed after a migration.
+    pub memory_lost: bool,
     /// When it was created, on the host that created it.
     pub created_ms: i64,
     /// When it was started; 0 before.
@@ -65,6 +67,7 @@ impl ContainerRecord {
             image_digest: record.image_digest.into(),
             moved_to: String::new(),
             oom_killed: record.oom_killed,
+            memory_lost: record.memory_lost,
         }
     }
 }
@@ -266,9 +269,9 @@ fn change_in(
 }
 
 /// The columns, and in the same order what goes into them.
-const COLUMNS: &str = "id, name, spec, state, pid, exit_code, oom_killed, created_ms, started_ms, finished_ms, epoch, \
+const COLUMNS: &str = "id, name, spec, state, pid, exit_code, oom_killed, memory_lost, created_ms, started_ms, finished_ms, epoch, \
                        ip, mac, image_digest, runtime_config";
-const VALUES: &str = ":id, :name, :spec, :state, :pid, :exit_code, :oom_killed, :created_ms, :started_ms, \
+const VALUES: &str = ":id, :name, :spec, :state, :pid, :exit_code, :oom_killed, :memory_lost, :created_ms, :started_ms, \
                       :finished_ms, :epoch, :ip, :mac, :image_digest, :runtime_config";
 
 fn write(db: &Transaction<'_>, record: &ContainerRecord, sql: &str) -> rusqlite::Result<()> {
@@ -280,6 +283,7 @@ fn write(db: &Transaction<'_>, record: &ContainerRecord, sql: &str) -> rusqlite:
         ":pid": record.pid,
         ":exit_code": record.exit_code,
         ":oom_killed": record.oom_killed,
+        ":memory_lost": record.memory_lost,
         ":created_ms": record.created_ms,
         ":started_ms": record.started_ms,
         ":finished_ms": record.finished_ms,
@@ -301,6 +305,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<ContainerRecord> {
         pid: row.get("pid")?,
         exit_code: row.get("exit_code")?,
         oom_killed: row.get("oom_killed")?,
+        memory_lost: row.get("memory_lost")?,
         created_ms: row.get("created_ms")?,
         started_ms: row.get("started_ms")?,
         finished_ms: row.get("finished_ms")?,
@@ -341,6 +346,7 @@ pub mod tests {
             pid: 42,
             exit_code: 0,
             oom_killed: false,
+            memory_lost: false,
             created_ms: 1,
             started_ms: 2,
             finished_ms: 0,

@@ -7,7 +7,9 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::error::RegistryError;
 
 /// Each entry brings a file of version N (its index) to N + 1.
-const STEPS: &[&str] = &[VERSION_1];
+const STEPS: &[&str] = &[VERSION_1, VERSION_2];
+
+const VERSION_2: &str = "ALTER TABLE containers ADD COLUMN memory_lost INTEGER NOT NULL DEFAULT 0;";
 
 const VERSION_1: &str = "
 CREATE TABLE containers (

@@ -99,6 +99,7 @@ const UNSEEN: ExitStatus = ExitStatus {
     exit_code: None,
     finished_ms: 0,
     oom_killed: false,
+    memory_lost: false,
 };
 
 /// Returns when the container has no monitor, or none any more.
@@ -217,6 +218,7 @@ mod tests {
             exit_code: Some(3),
             finished_ms: 9,
             oom_killed: false,
+            memory_lost: false,
         };
         write_record(&paths.exit(), &status).unwrap();
         assert_eq!(find(&paths).await.unwrap(), Found::Exited(status));

@@ -89,6 +89,12 @@ impl ContainerPaths {
         self.bundle.join("monitor.log")
     }
 
+    /// Exists as long as the container's memory is not complete after a migration.
+    #[must_use]
+    pub fn filling(&self) -> PathBuf {
+        self.run.join("filling")
+    }
+
     /// The cgroup of the container's monitor: a sibling of the container's, never part of it.
     #[must_use]
     pub fn monitor_cgroup(&self) -> String {

@@ -28,6 +28,8 @@ pub struct Runtime {
     pub criu_path_dir: PathBuf,
     /// The program `tranship-monitor`.
     pub monitor: PathBuf,
+    /// The program `tranship-filler`.
+    pub filler: PathBuf,
 }
 
 /// What runc says of a container.

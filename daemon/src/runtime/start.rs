@@ -70,6 +70,9 @@ pub struct RestoreRequest {
     pub arguments: Vec<OsString>,
     /// Variables to set for runc, and by it for what it starts as `criu`.
     pub environment: Vec<(String, String)>,
+    /// Where the filler works that will bring the container's memory, if one will: the monitor holds what it needs, and ends
+    /// the container if it is lost.
+    pub filler: Option<PathBuf>,
     /// When the monitor gives up, ends runc and removes what it has made.
     pub deadline: Duration,
 }
@@ -130,7 +133,10 @@ impl Runtime {
             .iter()
             .map(|word| utf8(Path::new(word)))
             .collect::<Result<_, _>>()?;
-        let action = Action::Restore { arguments };
+        let action = Action::Restore {
+            arguments,
+            filler: request.filler,
+        };
         let (mut reports, _) = self
             .spawn_monitor(paths, action, &request.environment, request.deadline)
             .await?;

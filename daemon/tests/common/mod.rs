@@ -41,7 +41,9 @@ impl Home {
         let monitor = env!("CARGO_BIN_EXE_tranship-monitor");
         std::os::unix::fs::symlink(monitor, libexec.join("tranship-monitor")).unwrap();
         // Nothing is checkpointed here: whoever tried would hear of it.
-        std::os::unix::fs::symlink("/bin/false", libexec.join("tranship-criu")).unwrap();
+        for program in ["tranship-criu", "tranship-filler"] {
+            std::os::unix::fs::symlink("/bin/false", libexec.join(program)).unwrap();
+        }
         Self {
             dir,
             cgroup: format!("/{name}"),

@@ -38,6 +38,9 @@ pub enum Action {
     Restore {
         /// Such as `--image-path DIR`.
         arguments: Vec<String>,
+        /// The working directory of the filler that will bring the container's memory, if one will.
+        #[serde(default)]
+        filler: Option<PathBuf>,
     },
 }
 

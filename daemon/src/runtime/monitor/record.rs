@@ -20,6 +20,9 @@ pub struct ExitStatus {
     pub finished_ms: i64,
     /// Whether the kernel killed one of its processes for its memory limit.
     pub oom_killed: bool,
+    /// Whether the monitor killed it because its memory could not be completed after a migration.
+    #[serde(default)]
+    pub memory_lost: bool,
 }
 
 /// A process, told apart from any other that has or had its number.
@@ -150,6 +153,7 @@ mod tests {
             exit_code: Some(137),
             finished_ms: 5,
             oom_killed: true,
+            memory_lost: false,
         };
         write_record(&path, &status).unwrap();
         assert_eq!(read_record(&path).unwrap(), Some(status));

@@ -13,6 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::super::job::START;
+use super::held_memory::HeldMemory;
 use super::log_file::{LogFile, Stream};
 
 /// What is read at once; as much as a pipe holds, so that a busy container is not waited for.
@@ -71,6 +72,7 @@ pub(super) struct Events {
     /// Whether standard input is watched.
     listens_to_orders: bool,
     order: Option<Order>,
+    memory: Option<HeldMemory>,
 }
 
 impl Events {
@@ -97,6 +99,7 @@ impl Events {
             buffer: vec![0; READ_BYTES],
             listens_to_orders: false,
             order: None,
+            memory: None,
         })
     }
 
@@ -112,6 +115,18 @@ impl Events {
                 stream: Stream::Stderr,
             },
         ];
+    }
+
+    /// Holds the descriptors of the filler that works in `directory`, until the memory of the container in `cgroup` is
+    /// complete. Where it cannot be completed, the container is ended.
+    pub(super) fn hold_memory(&mut self, directory: &Path, cgroup: &str) -> io::Result<()> {
+        self.memory = Some(HeldMemory::of(directory, cgroup)?);
+        Ok(())
+    }
+
+    /// Whether the container was ended because its memory could not be completed.
+    pub(super) fn memory_lost(&self) -> bool {
+        self.memory.as_ref().is_some_and(HeldMemory::is_lost)
     }
 
     /// Keeps output out of the log until it is known whose it is.
@@ -187,6 +202,11 @@ impl Events {
                 .iter()
                 .map(|source| PollFd::new(source.pipe.as_fd(), PollFlags::POLLIN)),
         );
+        let holder = self.memory.as_ref().and_then(HeldMemory::watched);
+        let holder_at = holder.map(|holder| {
+            watched.push(PollFd::new(holder, PollFlags::POLLIN));
+            watched.len() - 1
+        });
         let stdin = io::stdin();
         if self.listens_to_orders {
             watched.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
@@ -195,9 +215,16 @@ impl Events {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
+        let held = holder_at
+            .and_then(|at| watched.get(at))
+            .and_then(PollFd::any)
+            .unwrap_or(false);
         let ordered = self.listens_to_orders && watched.last().and_then(PollFd::any).unwrap_or(false);
         if ordered {
             self.order = Some(read_order()?);
+        }
+        if let Some(memory) = self.memory.as_mut().filter(|_| held) {
+            memory.turn();
         }
         self.read_all();
         self.log.flush_due(Instant::now());

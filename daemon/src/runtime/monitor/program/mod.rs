@@ -1,6 +1,7 @@
 //! What `tranship-monitor` does, from top to bottom. One thread, one `poll`: nothing here waits for the daemon.
 
 mod events;
+mod held_memory;
 mod invoke;
 mod log_file;
 mod setup;
@@ -108,7 +109,11 @@ impl Monitor {
                 self.call("start").map_err(|failed| ("start", failed.0))?;
                 Ok(init)
             }
-            Action::Restore { arguments } => {
+            Action::Restore { arguments, filler } => {
+                if let Some(directory) = filler {
+                    let held = self.events.hold_memory(&directory, &self.job.cgroup);
+                    held.map_err(|error| ("restore", format!("the filler cannot be reached: {error}")))?;
+                }
                 let init = self
                     .bring_up("restore", &arguments)
                     .map_err(|failed| ("restore", failed.0))?;
@@ -201,6 +206,7 @@ impl Monitor {
             exit_code,
             finished_ms,
             oom_killed,
+            memory_lost: self.events.memory_lost(),
         };
         complain(
             "write how the container ended",
