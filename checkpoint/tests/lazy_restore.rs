@@ -61,6 +61,21 @@ async fn a_process_that_ends_while_it_is_filled_ends_the_filling() {
 }
 
 #[tokio::test]
+async fn what_was_written_last_is_there_before_the_container_runs() {
+    let bed = Lazy::dumped("verify", 64, Namespaces::User).await;
+    let mut held = bed.start().await;
+    std::thread::sleep(Duration::from_millis(200));
+    bed.release(&mut held).await;
+    let figures = held.complete().await;
+    println!("{figures:?}");
+    assert!(
+        figures.hot_bytes >= 1 << 20 && figures.hot_bytes < 32 << 20,
+        "{figures:?}"
+    );
+    assert_eq!(bed.result(), "ok");
+}
+
+#[tokio::test]
 async fn a_restore_that_is_given_up_leaves_a_store_that_another_one_can_use() {
     let bed = Lazy::dumped("verify", 64, Namespaces::User).await;
     let mut given_up = bed.start().await;
@@ -68,7 +83,7 @@ async fn a_restore_that_is_given_up_leaves_a_store_that_another_one_can_use() {
     let ended = given_up.filler.wait_complete(soon(30)).await;
     assert!(matches!(ended, Err(FillError::Aborted)), "{ended:?}");
     assert_eq!(filling(&bed.mark()).unwrap(), None);
-    drop(given_up);
+    given_up.give_up();
     bed.side.delete();
     let mut restored = bed.restore().await;
     restored.complete().await;
@@ -121,10 +136,13 @@ async fn how_long_a_gibibyte_takes() {
             "{megabytes} MiB: {:.2} GB/s",
             figures.filled_bytes as f64 / figures.fill_us as f64 / 1e3
         );
+        let seen = memory.join().unwrap();
         println!(
-            "{megabytes} MiB: ms, RSS of the container, of the filler, store: {:?}",
-            memory.join().unwrap()
+            "{megabytes} MiB: ms, MiB of the container, of the filler, of the store, CPU ms of the filler"
         );
+        for line in seen.iter().step_by(seen.len() / 8 + 1).chain(seen.last()) {
+            println!("{line:?}");
+        }
         println!("{megabytes} MiB: {}", bed.result());
     }
 }

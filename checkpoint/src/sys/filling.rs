@@ -1,14 +1,8 @@
 //! userfaultfd from the side of the one who fills: events, and pages put into another process.
-#![expect(
-    unsafe_code,
-    reason = "userfaultfd's ioctls and a file mapping as their source have no safe wrapper"
-)]
+#![expect(unsafe_code, reason = "userfaultfd's ioctls have no safe wrapper")]
 
-use std::fs::File;
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::NonNull;
 
 const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03;
@@ -137,18 +131,18 @@ pub struct Filled {
     pub obstacle: Option<rustix::io::Errno>,
 }
 
-/// Puts `source` at `to` in the process, and wakes who waits there.
-pub fn copy(uffd: impl AsFd, to: u64, source: Piece<'_>) -> Filled {
+/// Puts `content` at `to` in the process, and wakes who waits there.
+pub fn copy(uffd: impl AsFd, to: u64, content: &[u8]) -> Filled {
     let mut copy = Copy {
         to,
-        from: source.address as u64,
-        length: source.length as u64,
+        from: content.as_ptr() as u64,
+        length: content.len() as u64,
         mode: 0,
         copied: 0,
     };
     // SAFETY: `copy` is valid for reading and writing for the length of the call and has the layout of `struct
-    // uffdio_copy` (asserted above). The kernel reads `length` bytes at `from`, which `Piece` guarantees to be mapped
-    // as long as it is borrowed; it writes only to the process of the descriptor.
+    // uffdio_copy` (asserted above). The kernel reads `length` bytes at `from`, which are `content`; it writes only to the
+    // process of the descriptor.
     let result = unsafe { libc::ioctl(raw(&uffd), UFFDIO_COPY, &raw mut copy) };
     outcome(result, copy.copied)
 }
@@ -197,85 +191,9 @@ fn outcome(result: libc::c_int, done: i64) -> Filled {
     }
 }
 
-/// A file, mapped to be the source of copies.
-#[derive(Debug)]
-pub struct Mapping {
-    start: NonNull<u8>,
-    length: usize,
-}
-
-// SAFETY: the mapping belongs to the process, not to a thread; nothing but the kernel ever reads through the pointer.
-unsafe impl Send for Mapping {}
-// SAFETY: as above: there is no access through the pointer that two threads could race for.
-unsafe impl Sync for Mapping {}
-
-/// A part of a [`Mapping`].
-#[derive(Clone, Copy, Debug)]
-pub struct Piece<'a> {
-    address: usize,
-    length: usize,
-    _mapping: std::marker::PhantomData<&'a Mapping>,
-}
-
-impl Mapping {
-    /// Maps the first `length` bytes of a file.
-    pub fn of(file: &File, length: NonZeroUsize) -> io::Result<Self> {
-        // SAFETY: a new mapping at a place of the kernel's choice disturbs no other. It is only ever read by the
-        // kernel, in system calls, where a page that is gone makes the call fail and nothing else.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length.get(),
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self {
-            start,
-            length: length.get(),
-        })
-    }
-
-    /// The `length` bytes from `offset` on, if the mapping has them.
-    pub fn piece(&self, offset: u64, length: u64) -> Option<Piece<'_>> {
-        let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
-        offset.checked_add(length).filter(|end| *end <= self.length)?;
-        Some(Piece {
-            address: self.start.as_ptr() as usize + offset,
-            length,
-            _mapping: std::marker::PhantomData,
-        })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping that `of` made, and no `Piece` of it can be alive.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
-    }
-}
-
-impl Piece<'_> {
-    /// Enters the pages into this process's page table, all at once: the copy would do so one by one. Only faster, so
-    /// that an error does not matter.
-    pub fn populate(&self) {
-        let start = self.address as *mut libc::c_void;
-        // SAFETY: the range is part of a mapping that is borrowed; populating it for reading changes no content.
-        unsafe { libc::madvise(start, self.length, libc::MADV_POPULATE_READ) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Event, MESSAGE_BYTES, Mapping, event};
-    use std::io::Write;
-    use std::num::NonZeroUsize;
+    use super::{Event, MESSAGE_BYTES, event};
 
     fn message(kind: u8, words: [u64; 3]) -> [u8; MESSAGE_BYTES] {
         let mut message = [0; MESSAGE_BYTES];
@@ -305,15 +223,5 @@ mod tests {
         let gone = event(&message(0x16, [4, 5, 0])).unwrap();
         assert!(matches!(gone, Event::Unmap { start: 4, end: 5 }), "{gone:?}");
         assert!(event(&message(0x42, [0; 3])).is_err());
-    }
-
-    #[test]
-    fn only_what_is_mapped_can_be_a_source() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&[1; 8192]).unwrap();
-        let mapping = Mapping::of(&file, NonZeroUsize::new(8192).unwrap()).unwrap();
-        assert!(mapping.piece(4096, 4096).is_some());
-        assert!(mapping.piece(4096, 4097).is_none());
-        assert!(mapping.piece(u64::MAX, 2).is_none());
     }
 }

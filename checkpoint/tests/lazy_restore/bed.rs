@@ -75,7 +75,7 @@ impl Lazy {
         self.side.path("filling")
     }
 
-    /// Puts what CRIU has dumped into a store, the last megabyte of each process in a later round.
+    /// Puts what CRIU has dumped into a store, a part of it in a later round.
     fn make_store(&mut self) {
         let _ = fs::remove_dir_all(self.store());
         let store = PageStore::create(&self.store(), 8 << 30).unwrap();
@@ -98,7 +98,7 @@ impl Lazy {
                         zero: data.iter().all(|byte| *byte == 0),
                     };
                     let content = if run.zero { &[][..] } else { &data };
-                    let round = u32::from(first + pages == count);
+                    let round = u32::from((address / PAGE_BYTES).is_multiple_of(16));
                     store.put(round, process, &[run], content).unwrap();
                 }
             }
@@ -189,11 +189,15 @@ impl Lazy {
     pub async fn restore(&self) -> Held {
         let _ = fs::remove_file(self.side.path("vol/result"));
         let mut held = self.start().await;
+        self.release(&mut held).await;
+        held
+    }
+
+    pub async fn release(&self, held: &mut Held) {
         fs::write(self.side.path("vol/go"), "").unwrap();
         held.relay.release().await.unwrap();
         let finished = held.relay.wait_finished(soon(60)).await.unwrap();
         assert!(finished.success, "{finished:?} {}", output(&self.side));
-        held
     }
 
     pub fn result_now(&self) -> Option<String> {
@@ -215,8 +219,14 @@ impl Held {
         figures
     }
 
+    /// Waits until runc has cleaned up behind a restore that failed.
+    pub fn give_up(mut self) {
+        wait_until("runc gives up", || self.runc.try_wait().unwrap().is_some());
+        assert!(!self.runc.wait().unwrap().success());
+    }
+
     /// Looks every 20 ms at what memory is held, until the filler has ended.
-    pub fn watch_memory(&self) -> JoinHandle<Vec<[u64; 4]>> {
+    pub fn watch_memory(&self) -> JoinHandle<Vec<[u64; 5]>> {
         let (filler, container, store) = (self.filler.pid(), self.pid, self.store.join("pages"));
         std::thread::spawn(move || {
             let begun = Instant::now();
@@ -228,7 +238,8 @@ impl Held {
                     ms,
                     resident_mb(container),
                     resident_mb(filler),
-                    blocks * 512 >> 20,
+                    (blocks * 512) >> 20,
+                    cpu_ms(filler),
                 ]);
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -242,6 +253,21 @@ impl Drop for Held {
         let _ = self.runc.kill();
         let _ = self.runc.wait();
     }
+}
+
+/// CPU time that a process has taken.
+fn cpu_ms(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields = stat
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_ascii_whitespace();
+    fields
+        .skip(11)
+        .take(2)
+        .filter_map(|ticks| ticks.parse::<u64>().ok())
+        .sum::<u64>()
+        * 10
 }
 
 fn resident_mb(pid: i32) -> u64 {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::content::Content;
+use super::content::{Buffer, Content};
 use super::outstanding::Claim;
 use super::space::{Attempt, Space};
 use crate::memory::PAGE_BYTES;
@@ -101,9 +101,10 @@ impl Crew {
     /// What one thread does until it is sent home.
     pub fn work(&self) {
         let watch = Panicked(self);
+        let mut buffer = Buffer::new();
         while !self.stop.load(Ordering::Acquire) {
             match self.next() {
-                Some((space, claim)) => match self.fill(&space, &claim) {
+                Some((space, claim)) => match self.fill(&space, &claim, &mut buffer) {
                     Ok(true) => {}
                     Ok(false) => std::thread::sleep(PAUSE),
                     Err(error) => return self.fail(error.to_string()),
@@ -126,9 +127,9 @@ impl Crew {
     }
 
     /// Fills a piece; false if it was not possible now.
-    fn fill(&self, space: &Space, claim: &Claim) -> io::Result<bool> {
+    fn fill(&self, space: &Space, claim: &Claim, buffer: &mut Buffer) -> io::Result<bool> {
         let restored = self.is_restored();
-        let (attempt, bytes) = space.fill(&self.content, claim, !restored)?;
+        let (attempt, bytes) = space.fill(&self.content, claim, !restored, buffer)?;
         let sum = if restored {
             &self.cold_bytes
         } else {

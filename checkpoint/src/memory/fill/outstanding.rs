@@ -110,6 +110,11 @@ impl Outstanding {
         Some(stretch.part(page, stretch.end.min(page + bytes)))
     }
 
+    /// The first address in `addresses` that is missing.
+    pub fn first_in(&self, addresses: Range<u64>) -> Option<u64> {
+        self.overlapping(&addresses).next().map(|stretch| stretch.start)
+    }
+
     /// Takes the next piece to fill: hot ones first, then, unless `only_hot`, the others in order. Nothing if all that is left
     /// is claimed.
     pub fn claim(&mut self, bytes: u64, only_hot: bool) -> Option<Claim> {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
+use super::content::Buffer;
 use super::crew::Crew;
 use super::holder::HolderLink;
 use super::outstanding::Outstanding;
@@ -54,6 +55,7 @@ pub struct Session<'a> {
     releasing: HashMap<u32, Instant>,
     restored_at: Option<Instant>,
     figures: Figures,
+    buffer: Buffer,
 }
 
 /// Who has something to say.
@@ -85,6 +87,7 @@ impl<'a> Session<'a> {
             releasing: HashMap::new(),
             restored_at: None,
             figures: Figures::default(),
+            buffer: Buffer::new(),
         }
     }
 
@@ -259,7 +262,7 @@ impl<'a> Session<'a> {
     }
 
     fn answer(&mut self, space: &Arc<Space>, address: u64, seen_us: u64) -> io::Result<()> {
-        match space.answer(&self.crew.content, address)? {
+        match space.answer(&self.crew.content, address, &mut self.buffer)? {
             Some(true) => self.figures.faults += 1,
             Some(false) => self.figures.zero_faults += 1,
             None => self.deferred.push((Arc::clone(space), address)),

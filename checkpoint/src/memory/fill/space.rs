@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::content::Content;
+use super::content::{Buffer, Content};
 use super::outstanding::{Claim, Outstanding, Stretch};
 use crate::memory::PAGE_BYTES;
 use crate::monotonic_us;
@@ -18,10 +18,7 @@ use crate::sys::filling::{self, Event};
 /// Filled at once around a fault: what a program reads next is often next to it, and this takes some 15 us.
 const FAULT_BYTES: u64 = 64 << 10;
 
-/// A piece of the background filling.
-const PIECE_BYTES: u64 = 1 << 20;
-
-/// The same while the process has been seen waiting: an answer must wait for the piece under way.
+/// A piece of the background filling while the process has been seen waiting: an answer waits for the piece under way.
 const SMALL_PIECE_BYTES: u64 = 64 << 10;
 
 /// How long a fault keeps the pieces small.
@@ -112,29 +109,35 @@ impl Space {
     pub fn claim(&self, only_hot: bool) -> Option<Claim> {
         let calm =
             monotonic_us().saturating_sub(self.last_fault_us.load(Ordering::Relaxed)) > FAULT_MEMORY_US;
-        let bytes = if calm { PIECE_BYTES } else { SMALL_PIECE_BYTES };
+        let bytes = if calm { Buffer::BYTES } else { SMALL_PIECE_BYTES };
         self.missing().claim(bytes, only_hot)
     }
 
     /// Fills a piece that was claimed; returns what came of it, and the bytes copied.
-    pub fn fill(&self, content: &Content, claim: &Claim, again_first: bool) -> io::Result<(Attempt, u64)> {
-        let piece = content.piece(self.process, &claim.stretch);
-        piece.ok_or_else(no_content)?.populate();
+    pub fn fill(
+        &self,
+        content: &Content,
+        claim: &Claim,
+        again_first: bool,
+        buffer: &mut Buffer,
+    ) -> io::Result<(Attempt, u64)> {
+        // If somebody else has filled and given back all of it meanwhile these are zeros, and their place is taken.
+        let bytes = content.read(self.process, &claim.stretch, buffer)?;
         let _layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
         if !self.missing().is_valid(claim) {
             self.missing().unclaim(claim, false);
             return Ok((Attempt::Filled, 0));
         }
-        let (attempt, until, bytes) = self.copy(content, claim.stretch)?;
+        let (attempt, until, copied) = self.copy(claim.stretch, bytes)?;
         self.settle(content, claim.stretch.start..until);
         self.missing()
             .unclaim(claim, again_first && attempt != Attempt::Filled);
         self.note(attempt);
-        Ok((attempt, bytes))
+        Ok((attempt, copied))
     }
 
     /// Answers a fault; whether it was with content and not with zeros. `None`: events must be taken first.
-    pub fn answer(&self, content: &Content, address: u64) -> io::Result<Option<bool>> {
+    pub fn answer(&self, content: &Content, address: u64, buffer: &mut Buffer) -> io::Result<Option<bool>> {
         self.last_fault_us.store(monotonic_us(), Ordering::Relaxed);
         let _layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
         let page = address - address % PAGE_BYTES;
@@ -146,7 +149,8 @@ impl Space {
                 _ => self.wake(page).map(|()| Some(false)),
             };
         };
-        let (attempt, until, _) = self.copy(content, stretch)?;
+        let bytes = content.read(self.process, &stretch, buffer)?;
+        let (attempt, until, _) = self.copy(stretch, bytes)?;
         self.settle(content, stretch.start..until);
         match attempt {
             Attempt::Later(_) if until == stretch.start => Ok(None),
@@ -158,27 +162,25 @@ impl Space {
         }
     }
 
-    /// Copies a stretch; returns how it went, up to where all is there, and the bytes copied.
-    fn copy(&self, content: &Content, stretch: Stretch) -> io::Result<(Attempt, u64, u64)> {
+    /// Puts the content of a stretch in its place; returns how it went, up to where all is there, and the bytes copied.
+    fn copy(&self, stretch: Stretch, content: &[u8]) -> io::Result<(Attempt, u64, u64)> {
         let (mut at, mut size, mut copied) = (stretch.start, stretch.end - stretch.start, 0);
         while at < stretch.end {
             let length = size.min(stretch.end - at);
-            let rest = Stretch {
-                start: at,
-                end: at + length,
-                source: stretch.source + (at - stretch.start),
-            };
-            let piece = content.piece(self.process, &rest).ok_or_else(no_content)?;
+            let from = usize::try_from(at - stretch.start).unwrap_or(usize::MAX);
+            let to = from.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+            let piece = content.get(from..to).ok_or(io::ErrorKind::UnexpectedEof)?;
             let filled = filling::copy(&self.uffd, at, piece);
             at += filled.bytes;
             copied += filled.bytes;
             let attempt = match filled.obstacle {
                 None | Some(Errno::INTR) => continue,
                 Some(_) if filled.bytes > 0 => continue,
-                // It is there already. Who waits for it was woken by whoever put it there, or is now.
+                // It is there already: whoever waits for it was woken by who has put it there, or is now.
                 Some(Errno::EXIST) => {
                     self.wake(at)?;
-                    at += PAGE_BYTES;
+                    let rest = at + PAGE_BYTES..stretch.end;
+                    at = self.missing().first_in(rest).unwrap_or(stretch.end);
                     continue;
                 }
                 // The piece crosses the end of an area, because the process has changed one since.
@@ -270,8 +272,4 @@ impl Space {
     fn missing(&self) -> MutexGuard<'_, Outstanding> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn no_content() -> io::Error {
-    io::Error::other("a page that was in the store at the start is not in it any more")
 }
