@@ -5,7 +5,6 @@
 
 #[path = "lazy_restore/bed.rs"]
 mod bed;
-#[expect(dead_code, reason = "other tests use the rest of it")]
 mod support;
 #[path = "lazy_restore/workload.rs"]
 mod workload;

@@ -27,6 +27,12 @@ pub enum Namespaces {
     Host,
 }
 
+/// Address and number of pages.
+type Run = (u64, u64);
+
+/// runc, which does not outlive the test.
+struct Runc(Child);
+
 /// A container that was dumped and killed, and whose pages are in a store.
 pub struct Lazy {
     pub side: Side,
@@ -38,7 +44,7 @@ pub struct Held {
     pub relay: Relay,
     pub filler: FillerHandle,
     pub holder: Arc<Mutex<Holder>>,
-    runc: Child,
+    runc: Runc,
     pid: i32,
     store: PathBuf,
 }
@@ -125,7 +131,7 @@ impl Lazy {
     }
 
     /// Process, number of its pages image, runs.
-    fn pagemaps(&self) -> Vec<(u32, u32, Vec<(u64, u64)>)> {
+    fn pagemaps(&self) -> Vec<(u32, u32, Vec<Run>)> {
         let names = fs::read_dir(self.side.path("images")).unwrap();
         let mut found = Vec::new();
         for name in names {
@@ -164,7 +170,7 @@ impl Lazy {
         let holder = hold(Holder::connect(&side.path("work")).unwrap());
         let mut relay = Relay::bind(&side.path("relay"), &criu(), Operation::Restore).unwrap();
         relay.set_lazy_pages();
-        let runc = side.start_restore(relay.environment());
+        let runc = Runc(side.start_restore(relay.environment()));
         relay.wait_request(soon(60)).await.unwrap();
         relay.release_request().await.unwrap();
         loopback_up(relay.wait_namespaces(soon(60)).await.unwrap());
@@ -221,8 +227,8 @@ impl Held {
 
     /// Waits until runc has cleaned up behind a restore that failed.
     pub fn give_up(mut self) {
-        wait_until("runc gives up", || self.runc.try_wait().unwrap().is_some());
-        assert!(!self.runc.wait().unwrap().success());
+        wait_until("runc gives up", || self.runc.0.try_wait().unwrap().is_some());
+        assert!(!self.runc.0.wait().unwrap().success());
     }
 
     /// Looks every 20 ms at what memory is held, until the filler has ended.
@@ -248,10 +254,10 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Runc {
     fn drop(&mut self) {
-        let _ = self.runc.kill();
-        let _ = self.runc.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -355,7 +361,7 @@ struct Entry {
 }
 
 /// The number of a process's pages image, and the runs whose content it holds in this order.
-fn pagemap(path: &Path) -> (u32, Vec<(u64, u64)>) {
+fn pagemap(path: &Path) -> (u32, Vec<Run>) {
     let bytes = fs::read(path).unwrap();
     let mut rest = &bytes[8..];
     let mut messages = Vec::new();

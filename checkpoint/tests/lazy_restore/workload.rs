@@ -210,10 +210,8 @@ mod sys {
 
         pub fn give_up(&self) {
             // SAFETY: a mapping of this program; its content becomes zero, which any word may be.
-            assert_eq!(
-                unsafe { libc::madvise(self.start.cast(), self.bytes, libc::MADV_DONTNEED) },
-                0
-            );
+            let result = unsafe { libc::madvise(self.start.cast(), self.bytes, libc::MADV_DONTNEED) };
+            assert_eq!(result, 0);
         }
 
         pub fn unmapped_and_mapped_again(self) -> Self {

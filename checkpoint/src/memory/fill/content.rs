@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::hot;
-use super::images::LazyMemory;
+use super::lazy::LazyMemory;
 use super::outstanding::{Outstanding, Stretch};
 use crate::memory::PAGE_BYTES;
 use crate::memory::store::{
@@ -174,7 +174,7 @@ impl Content {
 #[cfg(test)]
 mod tests {
     use super::{Buffer, Content};
-    use crate::memory::fill::images::LazyMemory;
+    use crate::memory::fill::lazy::LazyMemory;
     use crate::memory::{PAGE_BYTES, PageRun, PageStore};
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         let content = Content::open(&path).unwrap();
         let memory = |end: u64| LazyMemory {
             process: 7,
-            pages: vec![0..end * PAGE_BYTES],
+            pages: std::iter::once(0..end * PAGE_BYTES).collect(),
             not_inherited: Vec::new(),
         };
         let mut missing = content.missing_of(&memory(100)).unwrap();

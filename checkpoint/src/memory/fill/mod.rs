@@ -21,7 +21,7 @@ mod content;
 mod crew;
 mod holder;
 mod hot;
-mod images;
+mod lazy;
 mod mark;
 mod outstanding;
 pub mod program;

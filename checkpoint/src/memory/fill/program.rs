@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::content::Content;
 use super::crew::Crew;
 use super::holder::{HolderLink, SOCKET_NAME};
-use super::images;
+use super::lazy::lazy_memory;
 use super::mark::Mark;
 use super::session::{Ended, Planned, Session};
 use super::wire::{Figures, Progress, ToHolder};
@@ -117,11 +117,10 @@ fn serve(job: &FillJob, criu: OwnedFd, holder: &mut HolderLink) -> io::Result<En
 fn load(job: &FillJob) -> io::Result<(Crew, Planned, UnixStream)> {
     let content = Content::open(&job.store_dir)?;
     let mut planned = Planned::new();
-    for process in images::processes(&job.images_dir)? {
-        let memory = images::lazy_memory(&job.images_dir, process)?;
+    for memory in lazy_memory(&job.images_dir)? {
         let missing = content.missing_of(&memory).map_err(io::Error::other)?;
-        content.keep(process, &missing);
-        planned.insert(process, (missing, Arc::new(memory.not_inherited)));
+        content.keep(memory.process, &missing);
+        planned.insert(memory.process, (missing, Arc::new(memory.not_inherited)));
     }
     let (wake, woken) = UnixStream::pair()?;
     wake.set_nonblocking(true)?;

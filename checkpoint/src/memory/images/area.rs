@@ -29,6 +29,12 @@ mod status {
     pub const GUARD: u32 = 1 << 16;
 }
 
+/// `MADV_*` of the image, as bits.
+mod advised {
+    pub const DONT_FORK: u64 = 1 << 10;
+    pub const WIPE_ON_FORK: u64 = 1 << 18;
+}
+
 /// One area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Area {
@@ -42,6 +48,8 @@ pub struct Area {
     pub flags: u32,
     /// CRIU's `VMA_*`.
     pub status: u32,
+    /// What the process has told the kernel with `madvise`: bit N for advice N.
+    pub advice: u64,
 }
 
 impl Area {
@@ -49,6 +57,12 @@ impl Area {
     #[must_use]
     pub fn is_guard(&self) -> bool {
         self.status & status::GUARD != 0
+    }
+
+    /// Whether a forked child has the same content in it.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.advice & (advised::DONT_FORK | advised::WIPE_ON_FORK) == 0
     }
 
     /// Whether CRIU keeps pages of this area in the pagemap of its process: private memory, except what the kernel
@@ -95,6 +109,7 @@ fn checked(mm: Mm) -> Result<Vec<Area>, &'static str> {
             protection: vma.protection,
             flags: vma.flags,
             status: vma.status,
+            advice: vma.advice,
         };
         if !area.start.is_multiple_of(PAGE_BYTES) || !area.end.is_multiple_of(PAGE_BYTES) {
             return Err("an area does not begin and end with a page");

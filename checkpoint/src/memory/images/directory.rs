@@ -85,3 +85,13 @@ fn pages_id(path: &Path) -> Result<Option<u32>, ImageError> {
     };
     Ok(records.next::<PagemapHead>()?.map(|head| head.pages_id))
 }
+
+/// Every process with a pagemap, and where that is.
+pub fn process_pagemaps(directory: &Path) -> Result<Vec<(u32, PathBuf)>, ImageError> {
+    let images = Images::list(directory)?;
+    let named = images
+        .pagemaps
+        .iter()
+        .map(|process| (*process, images.pagemap(*process)));
+    Ok(named.collect())
+}

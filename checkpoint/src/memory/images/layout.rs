@@ -124,6 +124,7 @@ mod tests {
             protection: 3,
             flags,
             status,
+            advice: 0,
         }
     }
 

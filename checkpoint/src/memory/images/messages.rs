@@ -20,6 +20,8 @@ pub struct Vma {
     pub flags: u32,
     #[prost(uint32, tag = "7")]
     pub status: u32,
+    #[prost(uint64, tag = "9")]
+    pub advice: u64,
 }
 
 /// `pagemap_head`.

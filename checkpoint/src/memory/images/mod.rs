@@ -27,6 +27,7 @@ mod threads;
 
 pub use area::{Area, areas};
 pub use destination::{PresentPages, all_present, write_present};
+pub use directory::process_pagemaps;
 pub use error::ImageError;
 pub use pagemap::{PageFlags, PagemapEntry, PagemapImage, read_pagemap};
 pub use source::write_pagemaps;

@@ -36,6 +36,7 @@ fn vma(first: u64, behind: u64, flags: u32, status: u32) -> Vma {
         protection: 3,
         flags,
         status,
+        advice: 0,
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use proptest::prelude::*;
 
 use super::{INDEX_NAME, PageStore, REGION_BYTES, Region, StoreError};
-use crate::memory::pages::{PAGE_BYTES, PageRun};
+use crate::memory::{PAGE_BYTES, PageRun};
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -148,6 +148,8 @@ fn a_sealed_store_takes_nothing_and_is_the_same_when_opened_again() {
     }
 }
 
+type Damage<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 #[test]
 fn a_damaged_index_is_an_error() {
     let (directory, store) = store(1 << 30);
@@ -157,7 +159,7 @@ fn a_damaged_index_is_an_error() {
     let path = directory.path().join("store");
     let whole = fs::read(path.join(INDEX_NAME)).unwrap();
     let second = 16 + (whole.len() - 16) / 2;
-    let damage: [&dyn Fn(&mut Vec<u8>); 6] = [
+    let damage: [Damage; 6] = [
         &|bytes| bytes.truncate(bytes.len() - 1),
         &|bytes| bytes[0] ^= 1,
         &|bytes| bytes[8] ^= 3,
