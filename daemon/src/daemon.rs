@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use tokio::sync::{Mutex, OnceCell};
-use tranship_checkpoint::criu::CriuInfo;
+use tranship_checkpoint::criu::{CriuInfo, unprivileged};
 use tranship_storage_drivers::driver::DriverError;
 
 use crate::config::Config;
@@ -95,6 +95,9 @@ impl Daemon {
         let config = Arc::new(config);
         let paths = Paths::new(&config.state_dir, &config.run_dir);
         make_directories(&paths)?;
+        if let Err(error) = unprivileged::put_back_abandoned() {
+            tracing::warn!(%error, "vm.unprivileged_userfaultfd is still what a killed restore has made it");
+        }
         let runtime = runtime(&config, &paths)?;
         let registry = Registry::open(&paths.registry())?;
         let storage = {

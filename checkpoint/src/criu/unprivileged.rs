@@ -16,6 +16,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -25,6 +26,12 @@ const SYSCTL: &str = "/proc/sys/vm/unprivileged_userfaultfd";
 const STATE: &str = "/run/tranship-unprivileged-userfaultfd";
 
 const ALLOWED: &str = "1";
+
+/// How long somebody may have the lock to itself.
+const LOCK_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Between two attempts to have it as well.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Every task may open a userfaultfd as long as this lives.
 #[derive(Debug)]
@@ -99,12 +106,23 @@ fn take(places: &Places) -> io::Result<File> {
         }
         fs::write(&places.sysctl, ALLOWED)?;
     }
-    flock(&lock, FlockOperation::LockShared)?;
+    lock_shared(&lock)?;
     // Between the two locks somebody may have put it back.
     if read(&places.sysctl)? != ALLOWED {
         fs::write(&places.sysctl, ALLOWED)?;
     }
     Ok(lock)
+}
+
+/// Others have the lock to themselves for moments only.
+fn lock_shared(lock: &File) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_DEADLINE;
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockShared) {
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOOK_AGAIN),
+            locked => return locked.map_err(io::Error::from),
+        }
+    }
 }
 
 /// Sets what was written down, unless others hold the lock.
