@@ -159,13 +159,12 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
         }
         first.bytes = rpc::override_options(&first.bytes, &edits)?;
     }
-    let asked =
-        (held && *operation == Operation::Dump && settings.memory == Memory::StateOnly).then(View::create);
-    // Without the library the dump holds every page, and says so.
-    let view = asked.and_then(Result::ok);
+    let hide = *operation == Operation::Dump && settings.memory == Memory::StateOnly;
+    // Without the library everything works, and takes longer.
+    let view = held.then(|| view(*operation, hide)).and_then(Result::ok);
     let (criu, child) = start(&settings.criu, view.as_ref())?;
     let mut session = Session::new(runc, criu, child)?;
-    if let Some(view) = view.filter(|view| view.wait_loaded(LOADING)) {
+    if let Some(view) = view.filter(|view| view.wait_loaded(LOADING) && hide) {
         session.hide_pages(view);
     }
     if held {
@@ -248,6 +247,18 @@ fn edits(
         opened.push(file);
     }
     Ok(edits)
+}
+
+/// The library for CRIU, asked for what helps an operation.
+fn view(operation: Operation, hide_pages: bool) -> io::Result<View> {
+    let view = View::create()?;
+    if hide_pages {
+        view.hide_pages()?;
+    }
+    if operation == Operation::Dump {
+        view.skip_tracking()?;
+    }
+    Ok(view)
 }
 
 /// Starts the real CRIU as `swrk` on a socket of its own, with everything that runc left open.

@@ -6,6 +6,11 @@ use core::sync::atomic::AtomicU32;
 /// The variable that names the board's file to the library.
 pub const VARIABLE: &str = "TRANSHIP_VIEW_BOARD\0";
 
+/// Bit of [`Board::asked`]: page maps are without pages.
+pub const HIDE_PAGES: u32 = 1;
+/// Bit of [`Board::asked`]: connection tracking is not walked where it tracks nothing.
+pub const SKIP_TRACKING: u32 = 2;
+
 /// Shared by the relay and the library; a file of zeros at first.
 #[repr(C)]
 pub struct Board {
@@ -13,4 +18,6 @@ pub struct Board {
     pub loaded: AtomicU32,
     /// How many questions have been answered with "no pages".
     pub hidden: AtomicU32,
+    /// What the relay wants: bits of the constants above.
+    pub asked: AtomicU32,
 }

@@ -1,4 +1,5 @@
-//! A library for CRIU that shows it page maps without pages, and the board on which it says that it is at work.
+//! A library for CRIU that answers some of its questions in the kernel's place: it shows page maps without pages, and saves
+//! walks through tables that are known to be empty. And the board on which both sides say what is asked for and what is done.
 //!
 //! Why in CRIU's own process: a seccomp filter on CRIU could answer the call just as well, but a process with a filter
 //! may not suspend the filters of others, which CRIU must for each task that has one.
@@ -6,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -18,11 +20,17 @@ mod board;
 mod preload;
 #[cfg(test)]
 mod scan;
+#[cfg(test)]
+mod tracking;
+
+/// Offsets in [`board::Board`].
+const HIDDEN: u64 = offset_of!(board::Board, hidden) as u64;
+const ASKED: u64 = offset_of!(board::Board, asked) as u64;
 
 /// The library, as `build.rs` has made it.
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/view.so"));
 
-/// Page maps without pages, for one program.
+/// The library for one program.
 #[derive(Debug)]
 pub struct View {
     library: File,
@@ -47,6 +55,22 @@ impl View {
             .env(board::VARIABLE.trim_end_matches('\0'), path(&self.board));
     }
 
+    /// Has page maps shown without pages. To be said before the program is started.
+    pub fn hide_pages(&self) -> io::Result<()> {
+        self.ask(board::HIDE_PAGES)
+    }
+
+    /// Has the kernel's connection tracking left alone where it tracks nothing. For a dump only: a restore may have
+    /// something to put there.
+    pub fn skip_tracking(&self) -> io::Result<()> {
+        self.ask(board::SKIP_TRACKING)
+    }
+
+    fn ask(&self, bit: u32) -> io::Result<()> {
+        let asked = self.counter(ASKED) | bit;
+        self.board.write_all_at(&asked.to_ne_bytes(), ASKED)
+    }
+
     /// Waits until the program has loaded the library; false where it has not after `limit`: it is linked statically, or
     /// something forbids it.
     pub fn wait_loaded(&self, limit: Duration) -> bool {
@@ -65,10 +89,10 @@ impl View {
 
     /// Whether the program has asked for the pages of anybody's memory, and been told that there are none.
     pub fn has_hidden(&self) -> bool {
-        self.counter(size_of::<u32>() as u64) > 0
+        self.counter(HIDDEN) > 0
     }
 
-    /// A counter of [`board::Board`]; 0 where it cannot be read.
+    /// A number of [`board::Board`]; 0 where it cannot be read.
     fn counter(&self, offset: u64) -> u32 {
         let mut bytes = [0; size_of::<u32>()];
         match self.board.read_exact_at(&mut bytes, offset) {

@@ -1,5 +1,8 @@
-//! The library that the relay puts into CRIU (`LD_PRELOAD`): it stands before libc's `ioctl`, and where CRIU asks a page
-//! map for memory that has content, answers that there is none. CRIU then writes a process's state without its memory.
+//! The library that the relay puts into CRIU (`LD_PRELOAD`): it stands before functions of libc.
+//!
+//! - `ioctl`: where CRIU asks a page map for memory that has content, it answers that there is none. CRIU then writes a
+//!   process's state without its memory.
+//! - `socket`: see [`tracking`].
 //!
 //! Built alone by `build.rs`, without the standard library; as a module of the crate it exists for the compiler's and
 //! clippy's checks only.
@@ -11,14 +14,16 @@
 mod board;
 #[cfg(not(test))]
 mod scan;
+#[cfg(not(test))]
+mod tracking;
 #[cfg(test)]
-use super::{board, scan};
+use super::{board, scan, tracking};
 
 use core::ffi::{c_char, c_int, c_long, c_ulong, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use board::Board;
+use board::{Board, HIDE_PAGES, SKIP_TRACKING};
 use scan::{REQUEST, ScanArgument};
 
 const O_RDWR_CLOEXEC: c_int = 0o2 | 0o2_000_000;
@@ -27,8 +32,12 @@ const MAP_SHARED: c_int = 1;
 
 #[cfg(target_arch = "x86_64")]
 const IOCTL: c_long = 16;
+#[cfg(target_arch = "x86_64")]
+const SOCKET: c_long = 41;
 #[cfg(target_arch = "aarch64")]
 const IOCTL: c_long = 29;
+#[cfg(target_arch = "aarch64")]
+const SOCKET: c_long = 198;
 
 unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
@@ -90,6 +99,29 @@ extern "C" fn start() {
     }
 }
 
+/// The board, where there is one and the relay has asked for this.
+fn asked(bit: u32) -> Option<&'static Board> {
+    // SAFETY: null, or a mapping that stays.
+    let board = unsafe { PLACE.load(Ordering::Acquire).as_ref() }?;
+    (board.asked.load(Ordering::Acquire) & bit != 0).then_some(board)
+}
+
+/// Stands before libc's function of the same name.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    if tracking::is_asked_for(domain, protocol)
+        && asked(SKIP_TRACKING).is_some()
+        && tracking::is_empty()
+        && let Some(silent) = tracking::silent()
+    {
+        return silent;
+    }
+    // SAFETY: the call takes three numbers.
+    let result = unsafe { syscall(SOCKET, domain, kind, protocol) };
+    // A descriptor is an int; this is libc's own conversion.
+    result as c_int
+}
+
 /// Stands before libc's function of the same name. That one takes its third argument as a variable one, which the
 /// calling conventions of both architectures pass as a third argument.
 ///
@@ -97,11 +129,13 @@ extern "C" fn start() {
 /// As libc's: for the request of this library, `argument` is a `struct pm_scan_arg` or null.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub unsafe extern "C" fn ioctl(descriptor: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    let board = PLACE.load(Ordering::Acquire);
     // The kernel, too, looks at the low half alone.
-    if request as u32 == REQUEST && !board.is_null() && !argument.is_null() {
-        // SAFETY: the caller promises the structure; the board is a mapping that stays.
-        let (question, board) = unsafe { (&mut *argument.cast::<ScanArgument>(), &*board) };
+    if request as u32 == REQUEST
+        && let Some(board) = asked(HIDE_PAGES)
+        && !argument.is_null()
+    {
+        // SAFETY: the caller promises the structure.
+        let question = unsafe { &mut *argument.cast::<ScanArgument>() };
         if question.asks_for_content() {
             question.answer_nothing();
             board.hidden.fetch_add(1, Ordering::AcqRel);
@@ -158,6 +192,7 @@ mod tests {
         let board: &'static Board = Box::leak(Box::new(Board {
             loaded: 1.into(),
             hidden: 0.into(),
+            asked: super::HIDE_PAGES.into(),
         }));
         PLACE.store(std::ptr::from_ref(board).cast_mut(), Ordering::Release);
         assert_eq!(scan(1 << 3 | 1 << 4, 1 << 3), 0);
