@@ -25,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .arg("--target")
         .arg(variable("TARGET")?)
         .args(["-C", "panic=abort", "-C", "opt-level=2", "-C", "strip=symbols"])
+        // Compiled together with what it uses of `core`, whose own code would want to unwind.
+        .args(["-C", "lto=fat"])
         .args(["-C", "link-args=-nostartfiles -lc", "-D", "warnings"]);
     if let Some(linker) = env::var_os("RUSTC_LINKER") {
         let mut argument = std::ffi::OsString::from("linker=");

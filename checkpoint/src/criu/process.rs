@@ -252,6 +252,7 @@ fn edits(
 /// The library for CRIU, asked for what helps an operation.
 fn view(operation: Operation, hide_pages: bool) -> io::Result<View> {
     let view = View::create()?;
+    view.spare_tar()?;
     if hide_pages {
         view.hide_pages()?;
     }

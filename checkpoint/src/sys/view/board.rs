@@ -11,6 +11,9 @@ pub const HIDE_PAGES: u32 = 1;
 /// Bit of [`Board::asked`]: connection tracking is not walked where it tracks nothing.
 pub const SKIP_TRACKING: u32 = 2;
 
+/// Bit of [`Board::asked`]: small file systems go into archives, and come out of them, without tar.
+pub const SMALL_ARCHIVES: u32 = 4;
+
 /// Shared by the relay and the library; a file of zeros at first.
 #[repr(C)]
 pub struct Board {

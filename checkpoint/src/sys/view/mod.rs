@@ -15,11 +15,15 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
+#[cfg(test)]
+mod archive;
 mod board;
 #[cfg(test)]
 mod preload;
 #[cfg(test)]
 mod scan;
+#[cfg(test)]
+mod tmpfs;
 #[cfg(test)]
 mod tracking;
 
@@ -64,6 +68,11 @@ impl View {
     /// something to put there.
     pub fn skip_tracking(&self) -> io::Result<()> {
         self.ask(board::SKIP_TRACKING)
+    }
+
+    /// Has small file systems archived without tar.
+    pub fn spare_tar(&self) -> io::Result<()> {
+        self.ask(board::SMALL_ARCHIVES)
     }
 
     fn ask(&self, bit: u32) -> io::Result<()> {

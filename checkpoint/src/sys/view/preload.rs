@@ -3,6 +3,7 @@
 //! - `ioctl`: where CRIU asks a page map for memory that has content, it answers that there is none. CRIU then writes a
 //!   process's state without its memory.
 //! - `socket`: see [`tracking`].
+//! - `execvp`: where a process of CRIU's would become tar, see [`tmpfs`].
 //!
 //! Built alone by `build.rs`, without the standard library; as a module of the crate it exists for the compiler's and
 //! clippy's checks only.
@@ -11,20 +12,27 @@
 #![expect(unsafe_code, reason = "a function that C calls, before functions of C")]
 
 #[cfg(not(test))]
+mod archive;
+#[cfg(not(test))]
 mod board;
 #[cfg(not(test))]
 mod scan;
 #[cfg(not(test))]
+mod tmpfs;
+#[cfg(not(test))]
 mod tracking;
 #[cfg(test)]
-use super::{board, scan, tracking};
+use super::{board, scan, tmpfs, tracking};
 
-use core::ffi::{c_char, c_int, c_long, c_ulong, c_void};
+use core::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use board::{Board, HIDE_PAGES, SKIP_TRACKING};
+use board::{Board, HIDE_PAGES, SKIP_TRACKING, SMALL_ARCHIVES};
 use scan::{REQUEST, ScanArgument};
+
+/// More than CRIU gives to tar.
+const MOST_ARGUMENTS: usize = 24;
 
 const O_RDWR_CLOEXEC: c_int = 0o2 | 0o2_000_000;
 const PROT_READ_WRITE: c_int = 3;
@@ -45,6 +53,13 @@ unsafe extern "C" {
     fn unsetenv(name: *const c_char) -> c_int;
     fn open(path: *const c_char, flags: c_int, ...) -> c_int;
     fn close(descriptor: c_int) -> c_int;
+    fn execvpe(
+        file: *const c_char,
+        arguments: *const *const c_char,
+        environment: *const *const c_char,
+    ) -> c_int;
+    fn _exit(status: c_int) -> !;
+    static environ: *const *const c_char;
     fn mmap(
         at: *mut c_void,
         size: usize,
@@ -120,6 +135,54 @@ pub extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     let result = unsafe { syscall(SOCKET, domain, kind, protocol) };
     // A descriptor is an int; this is libc's own conversion.
     result as c_int
+}
+
+/// Stands before libc's function of the same name.
+///
+/// # Safety
+/// As libc's: `arguments` is a list of C strings that ends with a null pointer.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[cfg_attr(test, expect(dead_code, reason = "CRIU calls it"))]
+pub unsafe extern "C" fn execvp(file: *const c_char, arguments: *const *const c_char) -> c_int {
+    // SAFETY: the caller promises the list. A process that has done its work ends as the program would.
+    unsafe {
+        if asked(SMALL_ARCHIVES).is_some() && tar(arguments) {
+            _exit(0);
+        }
+        execvpe(file, arguments, environ)
+    }
+}
+
+/// Does what tar is told, where that is little; false where it has not been done.
+///
+/// # Safety
+/// `arguments` is a list of C strings that ends with a null pointer.
+unsafe fn tar(arguments: *const *const c_char) -> bool {
+    let mut said = [c""; MOST_ARGUMENTS];
+    let mut count = 0;
+    for place in &mut said {
+        // SAFETY: the caller promises the list, and it is read up to its end only.
+        let argument = unsafe { *arguments.add(count) };
+        if argument.is_null() {
+            break;
+        }
+        // SAFETY: as above.
+        *place = unsafe { CStr::from_ptr(argument) };
+        count += 1;
+    }
+    let Some(said) = said.get(..count).filter(|_| count < MOST_ARGUMENTS) else {
+        return false;
+    };
+    match said {
+        [tar, create, .., place, here] if *tar == c"tar" && *create == c"--create" => {
+            *place == c"/proc/self/fd/0" && *here == c"." && tmpfs::save(0, 1)
+        }
+        // SAFETY: the path is one of the caller's strings.
+        [tar, extract, .., directory, path] if *tar == c"tar" && *extract == c"--extract" => {
+            *directory == c"--directory" && unsafe { tmpfs::load(0, path.as_ptr()) }
+        }
+        _ => false,
+    }
 }
 
 /// Stands before libc's function of the same name. That one takes its third argument as a variable one, which the
