@@ -28,7 +28,7 @@ use crate::sys::ptrace::{Registers, Stop, Tracee, Until};
 use crate::sys::{userfaultfd, vm};
 
 /// A thread that does not come to a stop in this time is let go: it sleeps uninterruptibly, or is frozen.
-const STOP: Duration = Duration::from_millis(200);
+const STOP: Duration = Duration::from_millis(100);
 /// The caller waits this long for the whole.
 const ALL: Duration = Duration::from_secs(5);
 /// The two bytes of the instruction `syscall`.
@@ -176,7 +176,8 @@ fn search(pid: i32, area: &Area) -> io::Result<Option<u64>> {
     Ok(place.map(|place| start + place as u64))
 }
 
-/// A thread that can execute something: the first one, unless it has ended before the others.
+/// A thread that can be made to do something: the first one, unless it has ended before the others or sleeps in a way
+/// that cannot be interrupted, as while a child of `vfork` runs.
 fn living_thread(pid: i32) -> io::Result<i32> {
     let mut tasks = vec![pid];
     for entry in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
@@ -187,13 +188,20 @@ fn living_thread(pid: i32) -> io::Result<i32> {
                 .and_then(|name| name.parse::<i32>().ok()),
         );
     }
-    let lives = |task: &i32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/task/{task}/status")).unwrap_or_default();
-        let state = status.lines().find_map(|line| line.strip_prefix("State:"));
-        state.is_some_and(|state| !state.trim_start().starts_with(['Z', 'X']))
+    let state = |task: &i32| -> Option<char> {
+        let status = fs::read_to_string(format!("/proc/{pid}/task/{task}/status")).ok()?;
+        let state = status.lines().find_map(|line| line.strip_prefix("State:"))?;
+        state.trim_start().chars().next()
     };
-    let found = tasks.into_iter().find(lives);
-    found.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+    let not_in =
+        |states: &'static str| move |task: &&i32| state(task).is_some_and(|state| !states.contains(state));
+    let found = tasks
+        .iter()
+        .find(not_in("DZX"))
+        .or_else(|| tasks.iter().find(not_in("ZX")));
+    found
+        .copied()
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
 /// Brings the thread to the stop at which its registers can be read and written back. Signals that it was about to get

@@ -13,9 +13,13 @@ use super::inject::{self, InjectError};
 use super::page_set::PageSet;
 use super::read::{Reader, Source, Totals};
 use super::{PAGE_BYTES, PageRun, PageSink, ResidentPages, TrackError};
+use crate::sys::maps::Maps;
 use crate::sys::pagemap::{Pagemap, Query, Region, category};
 use crate::sys::ptrace;
 use crate::sys::userfaultfd::{Features, Userfaultfd};
+
+/// A process that does not come to a stop is asked again in this many rounds.
+const ATTEMPTS: u32 = 5;
 
 /// What the kernel of this host can do.
 #[derive(Clone, Copy, Debug)]
@@ -97,10 +101,11 @@ pub struct Process {
     pid: i32,
     id: u32,
     memory: File,
+    maps: Maps,
     pagemap: Pagemap,
     userfaultfd: Option<Userfaultfd>,
-    /// It was asked for a userfaultfd and gave none: it is not asked again.
-    refused: bool,
+    /// How often it may still be asked for a userfaultfd.
+    attempts: u32,
     sent: PageSet,
 }
 
@@ -115,9 +120,10 @@ impl Process {
                 pid,
                 id,
                 memory: File::open(format!("/proc/{pid}/mem"))?,
+                maps: Maps::open(pid)?,
                 pagemap: Pagemap::open(pid)?,
                 userfaultfd: None,
-                refused: false,
+                attempts: ATTEMPTS,
                 sent: PageSet::default(),
             };
             Ok(process.is_alive().then_some(process))
@@ -153,7 +159,7 @@ impl Process {
     /// Takes a userfaultfd out of it, unless it has been tried, or it runs in its parent's memory as between `vfork`
     /// and `exec`. One that gives none stays as it is, and only its own end is an error.
     pub fn track(&mut self, abilities: Abilities) -> Result<(), TrackError> {
-        if self.userfaultfd.is_some() || self.refused {
+        if self.userfaultfd.is_some() || self.attempts == 0 {
             return Ok(());
         }
         let status = Status::read(self.pid).map_err(|_| TrackError::Gone { pid: self.pid })?;
@@ -178,20 +184,24 @@ impl Process {
             Err(InjectError::Gone { pid }) => Err(TrackError::Gone { pid }),
             Err(error) => {
                 tracing::warn!(process = self.pid, error = %error, "memory is not tracked and is read when it is frozen");
-                self.refused = true;
+                // One that is busy now may have time later.
+                let final_word = !matches!(error, InjectError::Busy { .. });
+                self.attempts = if final_word { 0 } else { self.attempts - 1 };
                 Ok(())
             }
         }
     }
 
     fn areas(&self) -> Result<Vec<Area>, TrackError> {
-        let maps = fs::read(format!("/proc/{}/maps", self.pid));
-        let maps = maps.map_err(|source| self.failed("listed", source))?;
-        // The list may be of another program already.
-        if !self.is_alive() {
+        let mut text = Vec::new();
+        self.maps
+            .read(&mut text)
+            .map_err(|source| self.failed("listed", source))?;
+        // Of an address space that is gone the list is empty.
+        if text.is_empty() {
             return Err(TrackError::Gone { pid: self.pid });
         }
-        Ok(areas::private(&maps).collect())
+        Ok(areas::private(&text).collect())
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> TrackError {
@@ -230,6 +240,7 @@ impl Process {
     ) -> (Follower<'a>, Reader<'a>) {
         let follower = Follower {
             pid: self.pid,
+            maps: &self.maps,
             pagemap: &self.pagemap,
             userfaultfd: self.userfaultfd.as_ref(),
         };
@@ -314,6 +325,7 @@ fn is_followed(area: &Area, sent: &PageSet) -> bool {
 /// What is asked of the kernel about one process.
 struct Follower<'a> {
     pid: i32,
+    maps: &'a Maps,
     pagemap: &'a Pagemap,
     userfaultfd: Option<&'a Userfaultfd>,
 }
@@ -338,19 +350,35 @@ impl Follower<'_> {
         // New, or moved here. What was sent for these addresses was something else; and some of it may be protected
         // already without having been found, so everything counts as written.
         reader.sent().remove(area.clone());
-        let registered = self
-            .userfaultfd
-            .map(|userfaultfd| userfaultfd.register(area))
-            .transpose();
-        match registered {
-            Err(source) if has_ended(&source) => return Err(TrackError::Gone { pid: self.pid }),
-            // Changed again meanwhile, or cannot be registered: it stays unsent, for the next round or the last.
-            Err(_) => return Ok(()),
-            Ok(_) => {}
+        if !self.register(area)? {
+            return Ok(());
         }
         match self.scan(&protect(abilities.resident()), area, scratch, reader) {
             Err(Scan::Unregistered) => reader.forget(area.clone()),
             other => other.map_err(|error| error.of(self.pid)),
+        }
+    }
+
+    /// False where the area has changed meanwhile, or is of a kind that cannot be registered: it stays unsent, for the
+    /// next round or the last.
+    ///
+    /// To register a part of what the process has mapped as one would make it two areas, and `mremap` refuses to grow
+    /// what lies in two. So a kernel that can tell is asked right before.
+    fn register(&self, area: &Range<u64>) -> Result<bool, TrackError> {
+        let Some(userfaultfd) = self.userfaultfd else {
+            return Ok(false);
+        };
+        if self
+            .maps
+            .at(area.start)
+            .is_ok_and(|now| now.as_ref() != Some(area))
+        {
+            return Ok(false);
+        }
+        match userfaultfd.register(area) {
+            Ok(()) => Ok(true),
+            Err(source) if has_ended(&source) => Err(TrackError::Gone { pid: self.pid }),
+            Err(_) => Ok(false),
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod filling;
 pub mod inherited;
+pub mod maps;
 pub mod pagemap;
 pub mod ptrace;
 pub mod tcp;

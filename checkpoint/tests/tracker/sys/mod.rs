@@ -113,7 +113,12 @@ impl Memory {
                 libc::MREMAP_MAYMOVE,
             )
         };
-        assert_ne!(start, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        if start == libc::MAP_FAILED {
+            // Refused for what lies in two areas, which registering it at the wrong moment can make of one. A program has
+            // to live with that: the memory is as it was.
+            assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EFAULT));
+            return self;
+        }
         Self {
             start: start.expose_provenance(),
             pages,
