@@ -15,7 +15,7 @@ const BLOCK_BYTES: u64 = PAGES * PAGE_BYTES;
 type Block = [u64; WORDS];
 
 /// A set of pages, by their addresses. Ranges are of whole pages and half open.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PageSet {
     blocks: BTreeMap<u64, Box<Block>>,
 }
@@ -64,8 +64,8 @@ impl PageSet {
         let mut gap = range.start..range.start;
         for (block, pages) in parts(range) {
             let base = block * BLOCK_BYTES;
-            let words = self.blocks.get(&block).map(|words| &**words);
-            for run in absent(words, pages) {
+            let words = self.blocks.get(&block).map_or(&NOTHING, |words| &**words);
+            for run in runs(words, pages, false) {
                 let run = base + run.start * PAGE_BYTES..base + run.end * PAGE_BYTES;
                 if run.start == gap.end {
                     gap.end = run.end;
@@ -78,9 +78,28 @@ impl PageSet {
         give(&mut each, gap)
     }
 
+    /// Takes every page of the other set out.
+    pub fn remove_all(&mut self, other: &Self) {
+        for (block, theirs) in &other.blocks {
+            if let Some(ours) = self.blocks.get_mut(block) {
+                for (word, mask) in ours.iter_mut().zip(theirs.iter()) {
+                    *word &= !mask;
+                }
+            }
+        }
+    }
+
+    /// The ranges of pages in the set, in ascending order; none is longer than a block.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.blocks.iter().flat_map(|(block, words)| {
+            let base = block * BLOCK_BYTES;
+            runs(words, 0..PAGES, true)
+                .map(move |run| base + run.start * PAGE_BYTES..base + run.end * PAGE_BYTES)
+        })
+    }
+
     /// How many pages are in the set.
-    #[cfg(test)]
-    fn len(&self) -> u64 {
+    pub fn len(&self) -> u64 {
         let words = self.blocks.values().flat_map(|words| words.iter());
         words.map(|word| u64::from(word.count_ones())).sum()
     }
@@ -124,17 +143,14 @@ fn masks(pages: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
-/// Runs of pages that a block lacks; whole words at once where all is alike.
-fn absent(words: Option<&Block>, pages: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+static NOTHING: Block = [0; WORDS];
+
+/// Runs of pages that are in a block, or are not.
+fn runs(words: &Block, pages: Range<u64>, member: bool) -> impl Iterator<Item = Range<u64>> {
     let mut at = pages.start;
     std::iter::from_fn(move || {
-        let Some(words) = words else {
-            let run = at..pages.end;
-            at = pages.end;
-            return Some(run).filter(|run| !run.is_empty());
-        };
-        let start = next(words, at, pages.end, false);
-        at = next(words, start, pages.end, true);
+        let start = next(words, at, pages.end, member);
+        at = next(words, start, pages.end, !member);
         Some(start..at).filter(|run| !run.is_empty())
     })
 }
@@ -223,6 +239,23 @@ mod tests {
             prop_assert!(found.windows(2).all(|pair| pair[0].end < pair[1].start), "{found:?}");
             let missing: Vec<u64> = asked.filter(|page| !model.contains(page)).collect();
             prop_assert_eq!(found.into_iter().flatten().collect::<Vec<_>>(), missing);
+            let ranges: Vec<u64> = set.ranges().flat_map(|range| range.step_by(4096)).map(|address| address / PAGE_BYTES).collect();
+            prop_assert_eq!(ranges, model.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn one_set_is_taken_out_of_another(one in prop::collection::vec(range(), 0..8), other in prop::collection::vec(range(), 0..8)) {
+            let set = |ranges: &[Range<u64>]| {
+                let mut set = PageSet::default();
+                ranges.iter().for_each(|range| set.insert(bytes(range)));
+                set
+            };
+            let model = |ranges: Vec<Range<u64>>| ranges.into_iter().flatten().collect::<BTreeSet<u64>>();
+            let mut rest = set(&one);
+            rest.remove_all(&set(&other));
+            let expected: Vec<u64> = model(one).difference(&model(other)).copied().collect();
+            let left = rest.ranges().flat_map(|range| range.step_by(4096)).map(|address| address / PAGE_BYTES);
+            prop_assert_eq!(left.collect::<Vec<_>>(), expected);
         }
     }
 }

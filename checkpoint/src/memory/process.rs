@@ -7,8 +7,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
 use super::areas::{self, Area, Kind};
+use super::direct::{self, Unsettled};
 use super::inject::{self, InjectError};
 use super::page_set::PageSet;
 use super::read::{Reader, Source, Totals};
@@ -104,9 +106,13 @@ pub struct Process {
     maps: Maps,
     pagemap: Pagemap,
     userfaultfd: Option<Userfaultfd>,
+    stalled: Duration,
     /// How often it may still be asked for a userfaultfd.
     attempts: u32,
     sent: PageSet,
+    /// Areas in which pages may be protected that were not found: everything there counts as written.
+    suspect: Vec<Range<u64>>,
+    unsettled: Option<Unsettled>,
 }
 
 impl Process {
@@ -123,8 +129,11 @@ impl Process {
                 maps: Maps::open(pid)?,
                 pagemap: Pagemap::open(pid)?,
                 userfaultfd: None,
+                stalled: Duration::ZERO,
                 attempts: ATTEMPTS,
                 sent: PageSet::default(),
+                suspect: Vec::new(),
+                unsettled: None,
             };
             Ok(process.is_alive().then_some(process))
         };
@@ -141,6 +150,11 @@ impl Process {
     /// Whether what it writes is followed. Otherwise it is read when it is frozen.
     pub fn is_tracked(&self) -> bool {
         self.userfaultfd.is_some()
+    }
+
+    /// For how long it stood still when it was taken in.
+    pub fn stalled(&self) -> Duration {
+        self.stalled
     }
 
     /// Whether it still has the address space that was opened: false after it has ended or executed a program.
@@ -168,11 +182,7 @@ impl Process {
         }
         match inject::take_userfaultfd(self.pid, status.seccomp) {
             Ok(taken) => {
-                tracing::debug!(
-                    process = self.pid,
-                    stalled_us = taken.stalled.as_micros(),
-                    "memory is tracked"
-                );
+                self.stalled = taken.stalled;
                 let made = Userfaultfd::new(taken.fd, abilities.userfaultfd);
                 self.userfaultfd = Some(made.map_err(|source| TrackError::Memory {
                     pid: self.pid,
@@ -208,8 +218,8 @@ impl Process {
         failed(self.pid, action, source)
     }
 
-    /// Protects what was written since the last time, and hands it on. Returns how many bytes of areas were looked at.
-    /// Does nothing to a process that is not tracked.
+    /// Protects what was written since the last time, and hands it on, no page twice. Returns how many bytes of areas were
+    /// looked at. Does nothing to a process that is not tracked.
     pub fn send_written(
         &mut self,
         abilities: Abilities,
@@ -221,16 +231,50 @@ impl Process {
             return Ok(0);
         }
         let areas = self.areas()?;
+        let suspect = std::mem::take(&mut self.suspect);
+        let mut unsettled = self.unsettled.take();
         let (follower, mut reader) = self.split(sink, totals);
         let mut scanned = 0;
+        let mut unsure = Vec::new();
         for area in areas {
-            if is_followed(&area, reader.sent()) {
-                follower.send_written(abilities, &area.range, scratch, &mut reader)?;
-                scanned += area.range.end - area.range.start;
+            if !is_followed(&area, reader.sent()) {
+                continue;
             }
+            let mut found = |range| {
+                if let Some(unsettled) = &mut unsettled {
+                    unsettled.fresh.insert(range);
+                }
+            };
+            let all = suspect.iter().any(|range| overlap(range, &area.range));
+            if !follower.send_written(abilities, &area.range, all, scratch, &mut reader, &mut found)? {
+                unsure.push(area.range.clone());
+            }
+            scanned += area.range.end - area.range.start;
         }
         reader.flush()?;
+        self.suspect = unsure;
+        self.unsettled = unsettled;
         Ok(scanned)
+    }
+
+    /// After [`Self::send_written`], while the process runs: hands on what has to be read once more, because it may have
+    /// been written without a trace.
+    pub fn send_settled(&mut self, sink: &mut dyn PageSink, totals: &mut Totals) -> Result<(), TrackError> {
+        if self.unsettled.is_none() && self.is_tracked() && direct::reads_directly(self.pid) {
+            self.unsettled = Some(Unsettled::new(self.sent.clone()));
+        }
+        let Some(mut unsettled) = self.unsettled.take() else {
+            return Ok(());
+        };
+        if let Some((settled, just_sent)) = unsettled.settled() {
+            let (_, mut reader) = self.split(sink, totals);
+            for range in settled.ranges() {
+                just_sent.gaps(range, |range| reader.add(range))?;
+            }
+            reader.flush()?;
+        }
+        self.unsettled = Some(unsettled);
+        Ok(())
     }
 
     fn split<'a>(
@@ -250,6 +294,14 @@ impl Process {
             memory: &self.memory,
         };
         (follower, Reader::new(source, sink, &mut self.sent, totals))
+    }
+
+    /// Before the last [`Self::send_written`]: what has to be read once more counts as not sent.
+    pub fn doubt_unsettled(&mut self) {
+        if let Some(unsettled) = &self.unsettled {
+            self.sent.remove_all(&unsettled.fresh);
+            self.sent.remove_all(&unsettled.settling);
+        }
     }
 
     /// Every page that a dump would hold, after [`Self::send_written`] and while the process stands still; hands on
@@ -282,7 +334,8 @@ impl Process {
         } else {
             abilities.resident()
         };
-        let mut bytes = 0;
+        let unsettled = self.unsettled.as_ref().map_or(0, Unsettled::pages);
+        let mut bytes = unsettled * PAGE_BYTES;
         for area in self.areas()? {
             if is_followed(&area, &self.sent) {
                 let Range { start, end } = area.range;
@@ -298,6 +351,10 @@ impl Process {
         }
         Ok(bytes)
     }
+}
+
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }
 
 fn has_ended(error: &io::Error) -> bool {
@@ -331,31 +388,39 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
+    /// `all`: what is there counts as written, whatever the kernel says. False where it has to next time.
     fn send_written(
         &self,
         abilities: Abilities,
         area: &Range<u64>,
+        all: bool,
         scratch: &mut Scratch,
         reader: &mut Reader<'_>,
-    ) -> Result<(), TrackError> {
-        let protect = |query| Query {
-            protect: true,
-            check_registered: true,
-            ..query
+        found: &mut dyn FnMut(Range<u64>),
+    ) -> Result<bool, TrackError> {
+        let query = if all {
+            abilities.resident()
+        } else {
+            abilities.written()
         };
-        match self.scan(&protect(abilities.written()), area, scratch, reader) {
+        let mut any = false;
+        let first = self.scan(&query, area, scratch, reader, &mut |range| {
+            any = true;
+            found(range);
+        });
+        match first {
             Err(Scan::Unregistered) => {}
-            other => return other.map_err(|error| error.of(self.pid)),
+            other => return other.map(|()| true).map_err(|error| error.of(self.pid)),
         }
         // New, or moved here. What was sent for these addresses was something else; and some of it may be protected
         // already without having been found, so everything counts as written.
-        reader.sent().remove(area.clone());
-        if !self.register(area)? {
-            return Ok(());
+        reader.forget(area.clone())?;
+        if !self.register(area)? || any {
+            return Ok(false);
         }
-        match self.scan(&protect(abilities.resident()), area, scratch, reader) {
-            Err(Scan::Unregistered) => reader.forget(area.clone()),
-            other => other.map_err(|error| error.of(self.pid)),
+        match self.scan(&abilities.resident(), area, scratch, reader, found) {
+            Err(Scan::Unregistered) => reader.forget(area.clone()).map(|()| false),
+            other => other.map(|()| true).map_err(|error| error.of(self.pid)),
         }
     }
 
@@ -382,17 +447,27 @@ impl Follower<'_> {
         }
     }
 
+    /// Protects what the query finds, and has it read.
     fn scan(
         &self,
         query: &Query,
         area: &Range<u64>,
         scratch: &mut Scratch,
         reader: &mut Reader<'_>,
+        found: &mut dyn FnMut(Range<u64>),
     ) -> Result<(), Scan> {
+        let query = Query {
+            protect: true,
+            check_registered: true,
+            ..*query
+        };
+        let Range { start, end } = *area;
         self.pagemap
-            .scan_all(query, area.start, area.end, &mut scratch.regions, |region| {
-                reader.sent().remove(region.start..region.end);
-                reader.add(region.start..region.end).map_err(Scan::Track)
+            .scan_all(&query, start, end, &mut scratch.regions, |region| {
+                let range = region.start..region.end;
+                found(range.clone());
+                reader.sent().remove(range.clone());
+                reader.add(range).map_err(Scan::Track)
             })
     }
 

@@ -110,12 +110,14 @@ impl Tracker {
     }
 
     /// One round, while the container runs: takes in processes that are new, lets go of those that have ended, and hands
-    /// on what was written since the last round; everything in the first.
+    /// on what was written since the last round; everything in the first. No page is handed on twice in a round.
+    ///
+    /// After an error the tracker is good for nothing but being dropped.
     pub fn round(&mut self, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
         let start = Instant::now();
         self.find_processes()?;
         self.track_processes()?;
-        self.send_written(start, sink)
+        self.send_written(start, sink, Process::send_settled)
     }
 
     /// A round for a container that stands still, by the freezer or by CRIU's tracing. Processes that are not tracked
@@ -123,7 +125,7 @@ impl Tracker {
     pub fn frozen_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
         let start = Instant::now();
         self.find_processes()?;
-        self.send_written(start, sink)
+        self.send_written(start, sink, |_, _, _| Ok(()))
     }
 
     /// For a container that stands still and will not run here again unless the move is given up: every page that a
@@ -132,6 +134,9 @@ impl Tracker {
         &mut self,
         sink: &mut dyn PageSink,
     ) -> Result<(Vec<ResidentPages>, RoundReport), TrackError> {
+        for process in self.processes.values_mut() {
+            process.doubt_unsettled();
+        }
         let mut report = self.frozen_round(sink)?;
         let start = Instant::now();
         let mut sink = Timed {
@@ -167,6 +172,12 @@ impl Tracker {
         Ok(bytes)
     }
 
+    /// The longest time for which a process that is tracked now stood still when it was taken in.
+    pub fn longest_stall(&self) -> Duration {
+        let stalls = self.processes.values().map(Process::stalled);
+        stalls.max().unwrap_or_default()
+    }
+
     /// Brings the list of processes up to date. One with another address space than before is a new one.
     fn find_processes(&mut self) -> Result<(), TrackError> {
         let pids = process_tree::pids(&self.cgroup)?;
@@ -194,7 +205,12 @@ impl Tracker {
         Ok(())
     }
 
-    fn send_written(&mut self, start: Instant, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
+    fn send_written(
+        &mut self,
+        start: Instant,
+        sink: &mut dyn PageSink,
+        then: impl Fn(&mut Process, &mut dyn PageSink, &mut Totals) -> Result<(), TrackError>,
+    ) -> Result<RoundReport, TrackError> {
         let mut sink = Timed {
             sink,
             taken: Duration::ZERO,
@@ -203,7 +219,10 @@ impl Tracker {
         let mut scanned_bytes = 0;
         let mut gone = Vec::new();
         for process in self.processes.values_mut() {
-            match process.send_written(self.abilities, &mut self.scratch, &mut sink, &mut totals) {
+            let scanned = process
+                .send_written(self.abilities, &mut self.scratch, &mut sink, &mut totals)
+                .and_then(|bytes| then(process, &mut sink, &mut totals).map(|()| bytes));
+            match scanned {
                 Ok(bytes) => scanned_bytes += bytes,
                 Err(TrackError::Gone { pid }) => gone.push(pid),
                 Err(error) => return Err(error),

@@ -133,7 +133,7 @@ impl Pagemap {
         let regions = usize::try_from(regions).map_err(|_| io::Error::last_os_error())?;
         Ok(Found {
             regions: regions.min(into.len()),
-            walked_to: argument.walk_end,
+            walked_to: walked_to(query, &argument, into, regions),
         })
     }
 
@@ -160,6 +160,17 @@ impl Pagemap {
             at = found.walked_to;
         }
         Ok(())
+    }
+}
+
+/// Where the walk really ended. The kernel (6.18 at least) fills larger buffers in steps, and what it says after the last one
+/// may be where an earlier one ended. But what is found ascends, and with room left it walks to the end.
+fn walked_to(query: &Query, argument: &Argument, into: &[Region], regions: usize) -> u64 {
+    let full = regions >= into.len();
+    match into.get(..regions).and_then(<[Region]>::last) {
+        Some(last) if full || query.max_pages != 0 => last.end.max(argument.walk_end),
+        _ if full || query.max_pages != 0 => argument.walk_end,
+        _ => argument.end,
     }
 }
 
@@ -223,6 +234,25 @@ mod tests {
         assert!(before.len() < 3, "{before:?}");
         assert_eq!(after.len(), pages / 2);
         assert!(after.iter().all(|page| (page - address) % (2 * PAGE as u64) == 0));
+    }
+
+    #[test]
+    fn a_large_buffer_finds_no_page_twice() {
+        let pages = 6000;
+        let (mut memory, address) = memory(pages);
+        touch_every_other(&mut memory, address);
+        for room in [511, 512, 513, 1024, 2048, 2999, 3000, 3001] {
+            let (mut at, mut count) = (address, 0);
+            let end = address + (pages * PAGE) as u64;
+            while at < end {
+                let mut buffer = vec![Region::default(); room];
+                let found = own().scan(&present(), at, end, &mut buffer).unwrap();
+                assert!(buffer[..found.regions].iter().all(|region| region.start >= at));
+                count += found.regions;
+                at = found.walked_to;
+            }
+            assert_eq!(count, pages / 2, "{room}");
+        }
     }
 
     fn touched(pagemap: &Pagemap, start: u64, end: u64) -> Vec<u64> {

@@ -129,6 +129,7 @@ pub struct Store {
     pub pages: BTreeMap<(u32, u64), Option<Box<[u8]>>>,
     pub batches: usize,
     pub bytes: usize,
+    round: BTreeSet<(u32, u64)>,
 }
 
 impl PageSink for Store {
@@ -142,6 +143,10 @@ impl PageSink for Store {
             for address in (run.start..run.end()).step_by(PAGE) {
                 let page = (!run.zero).then(|| content.next().unwrap().into());
                 self.pages.insert((batch.process, address), page);
+                assert!(
+                    self.round.insert((batch.process, address)),
+                    "{address:#x} twice in a round"
+                );
             }
         }
         assert!(content.next().is_none() && content.remainder().is_empty());
@@ -150,6 +155,12 @@ impl PageSink for Store {
 }
 
 impl Store {
+    /// Begins a round, in which no page may come twice.
+    pub fn next_round(&mut self) -> &mut Self {
+        self.round.clear();
+        self
+    }
+
     /// Checks, while everything stands still, that every page of the list is here as it is in the process, and that every
     /// page that holds something is in the list, by what the kernel's old interface says.
     pub fn check(&self, workload: &Workload, lists: &[ResidentPages]) {

@@ -8,7 +8,7 @@ mod workload;
 use std::time::{Duration, Instant};
 
 use harness::{Store, Workload};
-use tranship_checkpoint::memory::Tracker;
+use tranship_checkpoint::memory::{PageBatch, PageSink, ResidentPages, SinkClosed, Tracker};
 
 /// Not a test: what the tests start as a process of its own.
 #[test]
@@ -27,22 +27,28 @@ fn follow(name: &str, rounds: usize) {
     let mut store = Store::default();
     let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
     for _ in 0..rounds {
-        tracker.round(&mut store).unwrap();
+        tracker.round(store.next_round()).unwrap();
         std::thread::sleep(Duration::from_millis(20));
     }
     finish(&workload, &mut tracker, &mut store);
 }
 
 fn finish(workload: &Workload, tracker: &mut Tracker, store: &mut Store) {
-    workload.freeze();
-    tracker.frozen_round(store).unwrap();
-    let (lists, report) = tracker.finish(store).unwrap();
-    store.check(workload, &lists);
+    let lists = finish_once(workload, tracker, store);
     // A second look finds nothing that has changed, and reads only what nothing would tell of.
     let bytes = store.bytes;
-    assert_eq!(tracker.finish(store).unwrap().0, lists);
+    let (again, report) = tracker.finish(store.next_round()).unwrap();
+    assert_eq!(again, lists);
     let untouched = report.untracked > 0 || store.bytes - bytes <= lists.len() << 20;
     assert!(untouched, "{} bytes of {lists:?}", store.bytes - bytes);
+}
+
+fn finish_once(workload: &Workload, tracker: &mut Tracker, store: &mut Store) -> Vec<ResidentPages> {
+    workload.freeze();
+    tracker.frozen_round(store.next_round()).unwrap();
+    let (lists, _) = tracker.finish(store.next_round()).unwrap();
+    store.check(workload, &lists);
+    lists
 }
 
 #[test]
@@ -88,19 +94,19 @@ fn a_program_that_becomes_another_is_followed_anew() {
     let mut workload = Workload::start("exec");
     let mut store = Store::default();
     let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
-    tracker.round(&mut store).unwrap();
+    tracker.round(store.next_round()).unwrap();
     workload.tell("g\n");
     let mut rounds = 0;
     std::thread::scope(|scope| {
         let heard = scope.spawn(|| workload.hear());
         while !heard.is_finished() {
-            tracker.round(&mut store).unwrap();
+            tracker.round(store.next_round()).unwrap();
             rounds += 1;
         }
         assert_eq!(heard.join().unwrap(), "again");
     });
     assert!(rounds > 0);
-    let report = tracker.round(&mut store).unwrap();
+    let report = tracker.round(store.next_round()).unwrap();
     assert_eq!((report.processes, report.untracked), (1, 0));
     finish(&workload, &mut tracker, &mut store);
 }
@@ -110,11 +116,11 @@ fn a_hundred_gibibytes_reserved_cost_nothing() {
     let workload = Workload::start("reserved");
     let mut store = Store::default();
     let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
-    let first = tracker.round(&mut store).unwrap();
+    let first = tracker.round(store.next_round()).unwrap();
     assert!(first.scanned_bytes > 100 << 30);
     assert!(store.bytes < 16 << 20, "{}", store.bytes);
     let start = Instant::now();
-    tracker.round(&mut store).unwrap();
+    tracker.round(store.next_round()).unwrap();
     println!("a round over 100 GiB reserved: {:?}", start.elapsed());
     assert!(start.elapsed() < Duration::from_millis(500));
     finish(&workload, &mut tracker, &mut store);
@@ -126,9 +132,9 @@ fn ten_thousand_areas_are_followed() {
     let mut store = Store::default();
     let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
     let first = Instant::now();
-    tracker.round(&mut store).unwrap();
+    tracker.round(store.next_round()).unwrap();
     let (first, later) = (first.elapsed(), Instant::now());
-    tracker.round(&mut store).unwrap();
+    tracker.round(store.next_round()).unwrap();
     println!("20,000 areas: first round {first:?}, later {:?}", later.elapsed());
     assert!(later.elapsed() < Duration::from_secs(1));
     finish(&workload, &mut tracker, &mut store);
@@ -179,9 +185,93 @@ fn a_process_that_ends_in_the_middle_is_passed_over() {
         let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
         let end = Instant::now() + Duration::from_millis(60);
         while Instant::now() < end {
-            tracker.round(&mut store).unwrap();
+            tracker.round(store.next_round()).unwrap();
             tracker.pending_bytes().unwrap();
         }
-        assert_eq!(tracker.round(&mut store).unwrap().processes, 0);
+        assert_eq!(tracker.round(store.next_round()).unwrap().processes, 0);
     }
+}
+
+#[test]
+fn what_a_disk_writes_into_memory_is_seen() {
+    let workload = Workload::start("direct");
+    let mut store = Store::default();
+    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    for _ in 0..100 {
+        tracker.round(store.next_round()).unwrap();
+    }
+    finish_once(&workload, &mut tracker, &mut store);
+}
+
+/// Not a test: what it costs on this machine. `cargo test --release --test tracker figures -- --ignored --nocapture`
+#[test]
+#[ignore = "prints figures"]
+fn figures() {
+    /// Throws everything away.
+    struct Nothing;
+    impl PageSink for Nothing {
+        fn take(&mut self, _batch: PageBatch) -> Result<(), SinkClosed> {
+            Ok(())
+        }
+    }
+    let mut workload = Workload::start("figures");
+    let speed = |workload: &mut Workload| -> u64 {
+        workload.hear();
+        (0..4)
+            .map(|_| workload.hear().parse::<u64>().unwrap())
+            .sum::<u64>()
+            / 4
+    };
+    println!("2 GiB, pages of random content");
+    println!("writes a second, alone: {}", speed(&mut workload));
+    let mut stalls = Vec::new();
+    for _ in 0..100 {
+        let tracker = Tracker::attach(&workload.cgroup).unwrap();
+        stalls.push(tracker.longest_stall());
+    }
+    stalls.sort_unstable();
+    println!(
+        "injection: median {:?}, p95 {:?}, worst {:?}",
+        stalls[50], stalls[95], stalls[99]
+    );
+    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    for number in 0..6 {
+        let report = tracker.round(&mut Nothing).unwrap();
+        let (mib, read) = (report.pages / 256, report.read.as_secs_f64());
+        let speed = report.pages as f64 / 262_144.0 / read;
+        println!(
+            "round {number}: scan {:?}, {mib} MiB read in {:?}, {speed:.2} GiB/s",
+            report.scan, report.read
+        );
+    }
+    std::thread::scope(|scope| {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let tracker = &mut tracker;
+        let rounds = scope.spawn(move || {
+            let mut rounds = 0;
+            while ended.recv_timeout(Duration::from_millis(200)).is_err() {
+                tracker.round(&mut Nothing).unwrap();
+                rounds += 1;
+            }
+            rounds
+        });
+        println!("writes a second, a round every 200 ms: {}", speed(&mut workload));
+        end.send(()).unwrap();
+        println!("{} rounds", rounds.join().unwrap());
+    });
+    workload.freeze();
+    for name in ["frozen", "frozen again"] {
+        let start = Instant::now();
+        let report = tracker.frozen_round(&mut Nothing).unwrap();
+        println!("{name}: {:?}, {} pages", start.elapsed(), report.pages);
+    }
+    let start = Instant::now();
+    let pending = tracker.pending_bytes().unwrap();
+    println!("pending_bytes: {:?}, {pending}", start.elapsed());
+    let start = Instant::now();
+    let (_, report) = tracker.finish(&mut Nothing).unwrap();
+    println!("finish: {:?}, {} pages", start.elapsed(), report.pages);
+    let start = Instant::now();
+    drop(tracker);
+    println!("letting go: {:?}", start.elapsed());
 }

@@ -51,6 +51,8 @@ pub fn run(name: &str) {
         "unreadable" => unreadable(),
         "blocked" => blocked(),
         "alarms" => alarms(),
+        "direct" => direct(),
+        "figures" => figures(),
         "short" => short(),
         other => panic!("no workload {other}"),
     }
@@ -282,6 +284,65 @@ fn alarms() {
         if seen % 1000 == 0 {
             say("fine");
         }
+    }
+}
+
+/// Reads from a disk into its memory, past all caches.
+fn direct() {
+    const BLOCKS: usize = 256;
+    const BLOCK: usize = 16;
+    let path = std::env::temp_dir().join(format!("tracker-direct-{}", std::process::id()));
+    let mut content = vec![0; BLOCK * PAGE];
+    let mut file = std::fs::File::create(&path).unwrap();
+    for block in 0..BLOCKS {
+        content.fill(u8::try_from(block % 255).unwrap() + 1);
+        file.write_all(&content).unwrap();
+    }
+    file.sync_all().unwrap();
+    let file = &sys::open_direct(&path);
+    std::fs::remove_file(&path).unwrap();
+    let memory = sys::anonymous(65536);
+    fill(memory);
+    say("ready");
+    let read = |seed| -> ! {
+        let mut random = Random(seed);
+        loop {
+            let page = random.below(memory.pages / BLOCK) * BLOCK;
+            memory.read_file(page, BLOCK, file, random.below(BLOCKS) * BLOCK);
+        }
+    };
+    std::thread::scope(|scope| {
+        for seed in 1..4 {
+            scope.spawn(move || read(seed));
+        }
+    });
+}
+
+/// Writes at random, and says how many writes there were in each half second.
+fn figures() {
+    let memory = sys::anonymous(524_288);
+    let mut random = Random(21);
+    for page in 0..memory.pages {
+        for place in (0..512).step_by(64) {
+            memory.write(page, place, random.next());
+        }
+    }
+    say("ready");
+    loop {
+        let (start, mut count) = (Instant::now(), 0_u64);
+        while start.elapsed() < Duration::from_millis(500) {
+            for _ in 0..20 {
+                // Some work for each write, and most of them in a small part.
+                let spread = if random.below(10) == 0 { memory.pages } else { 4096 };
+                let page = random.below(spread);
+                let sum = (0..64).fold(0, |sum: u64, place| {
+                    sum.wrapping_add(memory.read(page, place * 8))
+                });
+                memory.write(page, random.below(512), sum | 1);
+                count += 1;
+            }
+        }
+        say(&(count * 2).to_string());
     }
 }
 

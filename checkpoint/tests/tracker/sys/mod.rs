@@ -4,7 +4,10 @@
     reason = "a workload maps, moves and gives back memory under its own feet"
 )]
 
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 pub const PAGE: usize = 4096;
 
@@ -91,6 +94,20 @@ impl Memory {
         check(unsafe { libc::mprotect(self.pointer(from).cast(), pages * PAGE, protection) });
     }
 
+    /// Reads pages of a file into pages of this memory.
+    pub fn read_file(self, page: usize, pages: usize, file: &File, from: usize) {
+        assert!(page + pages <= self.pages);
+        let offset = i64::try_from(from * PAGE).unwrap();
+        // SAFETY: the memory is writable, belongs to this mapping, and no reference to it exists.
+        let read = unsafe { libc::pread(file.as_raw_fd(), self.pointer(page).cast(), pages * PAGE, offset) };
+        assert_eq!(
+            read,
+            isize::try_from(pages * PAGE).unwrap(),
+            "{}",
+            std::io::Error::last_os_error()
+        );
+    }
+
     pub fn lock(self) {
         // SAFETY: locking changes no content.
         check(unsafe { libc::mlock(self.pointer(0).cast(), self.pages * PAGE) });
@@ -124,6 +141,15 @@ impl Memory {
             pages,
         }
     }
+}
+
+/// Opens a file so that reading it bypasses the page cache.
+pub fn open_direct(path: &Path) -> File {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .unwrap()
 }
 
 /// Forks; the child, in which only this thread goes on, does `child` and exits. Returns its number.
