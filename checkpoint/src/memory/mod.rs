@@ -9,6 +9,7 @@ mod page_set;
 mod pages;
 mod process;
 mod read;
+mod scan;
 mod store;
 mod tracker;
 mod untracked;

@@ -9,65 +9,20 @@ use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::areas::{self, Area, Kind};
+use super::areas::{self, Area};
 use super::direct::{self, Unsettled};
 use super::inject::{self, InjectError};
 use super::page_set::PageSet;
 use super::read::{Reader, Source, Totals};
-use super::{PAGE_BYTES, PageRun, PageSink, ResidentPages, TrackError};
+use super::scan::{Abilities, Follower, Listing, Scratch, failed, has_ended, is_followed};
+use super::{PAGE_BYTES, PageSink, ResidentPages, TrackError};
 use crate::sys::maps::Maps;
-use crate::sys::pagemap::{Pagemap, Query, Region, category};
+use crate::sys::pagemap::{Pagemap, Region};
 use crate::sys::ptrace;
-use crate::sys::userfaultfd::{Features, Userfaultfd};
+use crate::sys::userfaultfd::Userfaultfd;
 
 /// A process that does not come to a stop is asked again in this many rounds.
 const ATTEMPTS: u32 = 5;
-
-/// What the kernel of this host can do.
-#[derive(Clone, Copy, Debug)]
-pub struct Abilities {
-    /// What a userfaultfd is asked for.
-    pub userfaultfd: Features,
-    /// Whether guard pages can be told from others.
-    pub guards: bool,
-}
-
-impl Abilities {
-    /// Pages that a dump holds: in memory or in swap, and neither the shared page of zeros nor a file's own page.
-    fn resident(self) -> Query {
-        let guard = if self.guards { category::GUARD } else { 0 };
-        let without = category::PFNZERO | category::FILE | guard;
-        Query {
-            inverted: without,
-            required: without,
-            any_of: category::PRESENT | category::SWAPPED,
-            ..Query::default()
-        }
-    }
-
-    /// Those of them that were written since they were last protected.
-    fn written(self) -> Query {
-        let resident = self.resident();
-        Query {
-            required: resident.required | category::WRITTEN,
-            ..resident
-        }
-    }
-}
-
-/// Room that is used again and again.
-#[derive(Debug)]
-pub struct Scratch {
-    regions: Vec<Region>,
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self {
-            regions: vec![Region::default(); 2048],
-        }
-    }
-}
 
 /// What a process is, as far as it matters before it is touched.
 #[derive(Debug, Default)]
@@ -246,7 +201,7 @@ impl Process {
                 }
             };
             let all = suspect.iter().any(|range| overlap(range, &area.range));
-            if !follower.send_written(abilities, &area.range, all, scratch, &mut reader, &mut found)? {
+            if !follower.send_written(abilities, &area, all, scratch, &mut reader, &mut found)? {
                 unsure.push(area.range.clone());
             }
             scanned += area.range.end - area.range.start;
@@ -296,17 +251,8 @@ impl Process {
         (follower, Reader::new(source, sink, &mut self.sent, totals))
     }
 
-    /// Before the last [`Self::send_written`]: what has to be read once more counts as not sent.
-    pub fn doubt_unsettled(&mut self) {
-        if let Some(unsettled) = &self.unsettled {
-            self.sent.remove_all(&unsettled.fresh);
-            self.sent.remove_all(&unsettled.settling);
-        }
-    }
-
-    /// Every page that a dump would hold, after [`Self::send_written`] and while the process stands still; hands on
-    /// those that are not sent.
-    pub fn send_rest(
+    /// Every page that a dump would hold, while the process stands still; hands on those that are not sent.
+    pub fn finish(
         &mut self,
         abilities: Abilities,
         scratch: &mut Scratch,
@@ -314,30 +260,51 @@ impl Process {
         totals: &mut Totals,
     ) -> Result<ResidentPages, TrackError> {
         let areas = self.areas()?;
-        let process = self.id;
+        let mut unsettled = self.unsettled.take();
+        if let Some(unsettled) = &unsettled {
+            // Once more, and for the last time.
+            self.sent.remove_all(&unsettled.fresh);
+            self.sent.remove_all(&unsettled.settling);
+        }
+        let (process, suspect) = (self.id, self.suspect.clone());
         let mut runs = Vec::new();
         let (follower, mut reader) = self.split(sink, totals);
         reader.require_all();
         for area in areas {
-            let followed = follower.userfaultfd.is_some() && is_followed(&area, reader.sent());
-            reader.remember(followed)?;
-            follower.send_rest(abilities, &area, scratch, &mut reader, &mut runs)?;
+            let sure = !suspect.iter().any(|range| overlap(range, &area.range));
+            let followed = follower.is_following() && is_followed(&area, reader.sent());
+            let mut found = |range| {
+                if let Some(unsettled) = &mut unsettled {
+                    unsettled.fresh.insert(range);
+                }
+            };
+            let mut list = Listing {
+                runs: &mut runs,
+                found: &mut found,
+            };
+            if !(followed
+                && sure
+                && follower.finish_followed(abilities, &area, scratch, &mut reader, &mut list)?)
+            {
+                follower.finish_other(abilities, &area, scratch, &mut reader, &mut list)?;
+            }
         }
         reader.flush()?;
+        self.unsettled = unsettled;
         Ok(ResidentPages { process, runs })
     }
 
     /// Bytes that are to be sent as things stand: what was written, or everything where nothing is tracked.
     pub fn pending_bytes(&self, abilities: Abilities, scratch: &mut Scratch) -> Result<u64, TrackError> {
-        let query = if self.is_tracked() {
-            abilities.written()
-        } else {
-            abilities.resident()
-        };
         let unsettled = self.unsettled.as_ref().map_or(0, Unsettled::pages);
         let mut bytes = unsettled * PAGE_BYTES;
         for area in self.areas()? {
             if is_followed(&area, &self.sent) {
+                let query = if self.is_tracked() {
+                    abilities.written(area.kind)
+                } else {
+                    abilities.resident(area.kind)
+                };
                 let Range { start, end } = area.range;
                 let count = |region: Region| {
                     bytes += region.end - region.start;
@@ -355,196 +322,6 @@ impl Process {
 
 fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
     one.start < other.end && other.start < one.end
-}
-
-fn has_ended(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
-}
-
-fn failed(pid: i32, action: &'static str, source: io::Error) -> TrackError {
-    if has_ended(&source) {
-        TrackError::Gone { pid }
-    } else {
-        TrackError::Memory { pid, action, source }
-    }
-}
-
-/// Areas that nobody can write hold few pages that a dump has, and registering them makes their faults slower: they are
-/// read at the end, unless something of them was sent when they still could be written.
-fn is_followed(area: &Area, sent: &PageSet) -> bool {
-    match area.kind {
-        Kind::Anonymous => true,
-        Kind::File => area.writable || sent.intersects(area.range.clone()),
-        Kind::Vdso | Kind::Kernel => false,
-    }
-}
-
-/// What is asked of the kernel about one process.
-struct Follower<'a> {
-    pid: i32,
-    maps: &'a Maps,
-    pagemap: &'a Pagemap,
-    userfaultfd: Option<&'a Userfaultfd>,
-}
-
-impl Follower<'_> {
-    /// `all`: what is there counts as written, whatever the kernel says. False where it has to next time.
-    fn send_written(
-        &self,
-        abilities: Abilities,
-        area: &Range<u64>,
-        all: bool,
-        scratch: &mut Scratch,
-        reader: &mut Reader<'_>,
-        found: &mut dyn FnMut(Range<u64>),
-    ) -> Result<bool, TrackError> {
-        let query = if all {
-            abilities.resident()
-        } else {
-            abilities.written()
-        };
-        let mut any = false;
-        let first = self.scan(&query, area, scratch, reader, &mut |range| {
-            any = true;
-            found(range);
-        });
-        match first {
-            Err(Scan::Unregistered) => {}
-            other => return other.map(|()| true).map_err(|error| error.of(self.pid)),
-        }
-        // New, or moved here. What was sent for these addresses was something else; and some of it may be protected
-        // already without having been found, so everything counts as written.
-        reader.forget(area.clone())?;
-        if !self.register(area)? || any {
-            return Ok(false);
-        }
-        match self.scan(&abilities.resident(), area, scratch, reader, found) {
-            Err(Scan::Unregistered) => reader.forget(area.clone()).map(|()| false),
-            other => other.map(|()| true).map_err(|error| error.of(self.pid)),
-        }
-    }
-
-    /// False where the area has changed meanwhile, or is of a kind that cannot be registered: it stays unsent, for the
-    /// next round or the last.
-    ///
-    /// To register a part of what the process has mapped as one would make it two areas, and `mremap` refuses to grow
-    /// what lies in two. So a kernel that can tell is asked right before.
-    fn register(&self, area: &Range<u64>) -> Result<bool, TrackError> {
-        let Some(userfaultfd) = self.userfaultfd else {
-            return Ok(false);
-        };
-        if self
-            .maps
-            .at(area.start)
-            .is_ok_and(|now| now.as_ref() != Some(area))
-        {
-            return Ok(false);
-        }
-        match userfaultfd.register(area) {
-            Ok(()) => Ok(true),
-            Err(source) if has_ended(&source) => Err(TrackError::Gone { pid: self.pid }),
-            Err(_) => Ok(false),
-        }
-    }
-
-    /// Protects what the query finds, and has it read.
-    fn scan(
-        &self,
-        query: &Query,
-        area: &Range<u64>,
-        scratch: &mut Scratch,
-        reader: &mut Reader<'_>,
-        found: &mut dyn FnMut(Range<u64>),
-    ) -> Result<(), Scan> {
-        let query = Query {
-            protect: true,
-            check_registered: true,
-            ..*query
-        };
-        let Range { start, end } = *area;
-        self.pagemap
-            .scan_all(&query, start, end, &mut scratch.regions, |region| {
-                let range = region.start..region.end;
-                found(range.clone());
-                reader.sent().remove(range.clone());
-                reader.add(range).map_err(Scan::Track)
-            })
-    }
-
-    fn send_rest(
-        &self,
-        abilities: Abilities,
-        area: &Area,
-        scratch: &mut Scratch,
-        reader: &mut Reader<'_>,
-        runs: &mut Vec<PageRun>,
-    ) -> Result<(), TrackError> {
-        match area.kind {
-            Kind::Kernel => return Ok(()),
-            Kind::Vdso => {
-                push(runs, &area.range);
-                return reader.add_unsent(area.range.clone());
-            }
-            Kind::Anonymous | Kind::File => {}
-        }
-        let query = Query {
-            report: category::SWAPPED,
-            ..abilities.resident()
-        };
-        let Range { start, end } = area.range;
-        let scanned = self
-            .pagemap
-            .scan_all(&query, start, end, &mut scratch.regions, |region| {
-                let range = region.start..region.end;
-                if area.kind == Kind::File && region.categories != 0 {
-                    // A protected copy of a file's page that was thrown away leaves a mark that looks like this, and the
-                    // file's page shows again.
-                    reader.sent().remove(range.clone());
-                }
-                push(runs, &range);
-                reader.add_unsent(range).map_err(Scan::Track)
-            });
-        scanned.map_err(|error: Scan| error.of(self.pid))
-    }
-}
-
-fn push(runs: &mut Vec<PageRun>, range: &Range<u64>) {
-    let mut start = range.start;
-    while start < range.end {
-        let pages = u32::try_from((range.end - start) / PAGE_BYTES).unwrap_or(u32::MAX);
-        runs.push(PageRun {
-            start,
-            pages,
-            zero: false,
-        });
-        start += u64::from(pages) * PAGE_BYTES;
-    }
-}
-
-/// Why a scan ended early.
-enum Scan {
-    Unregistered,
-    Failed(io::Error),
-    Track(TrackError),
-}
-
-impl From<io::Error> for Scan {
-    fn from(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EPERM) => Self::Unregistered,
-            _ => Self::Failed(error),
-        }
-    }
-}
-
-impl Scan {
-    fn of(self, pid: i32) -> TrackError {
-        match self {
-            Self::Unregistered => failed(pid, "scanned", io::Error::from_raw_os_error(libc::EPERM)),
-            Self::Failed(source) => failed(pid, "scanned", source),
-            Self::Track(error) => error,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::process::{Abilities, Process, Scratch};
+use super::process::Process;
 use super::read::Totals;
+use super::scan::{Abilities, Scratch};
 use super::{PAGE_BYTES, PageSink, ResidentPages, SinkClosed};
 use crate::process_tree::{self, TreeError};
 use crate::sys::pagemap::{self, Pagemap, Query, category};
@@ -134,11 +135,8 @@ impl Tracker {
         &mut self,
         sink: &mut dyn PageSink,
     ) -> Result<(Vec<ResidentPages>, RoundReport), TrackError> {
-        for process in self.processes.values_mut() {
-            process.doubt_unsettled();
-        }
-        let mut report = self.frozen_round(sink)?;
         let start = Instant::now();
+        self.find_processes()?;
         let mut sink = Timed {
             sink,
             taken: Duration::ZERO,
@@ -146,13 +144,14 @@ impl Tracker {
         let mut totals = Totals::default();
         let mut lists = Vec::new();
         for process in self.processes.values_mut() {
-            match process.send_rest(self.abilities, &mut self.scratch, &mut sink, &mut totals) {
+            match process.finish(self.abilities, &mut self.scratch, &mut sink, &mut totals) {
                 Ok(list) if list.runs.is_empty() => {}
                 Ok(list) => lists.push(list),
                 Err(TrackError::Gone { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
+        let mut report = self.report();
         report.add(&totals, start.elapsed().saturating_sub(sink.taken));
         Ok((lists, report))
     }
@@ -229,19 +228,24 @@ impl Tracker {
             }
         }
         self.processes.retain(|pid, _| !gone.contains(pid));
+        let mut report = self.report();
+        report.scanned_bytes = scanned_bytes;
+        report.add(&totals, start.elapsed().saturating_sub(sink.taken));
+        Ok(report)
+    }
+
+    /// Who there is.
+    fn report(&self) -> RoundReport {
         let tracked = self
             .processes
             .values()
             .filter(|process| process.is_tracked())
             .count();
-        let mut report = RoundReport {
+        RoundReport {
             processes: tracked,
             untracked: self.processes.len() - tracked,
-            scanned_bytes,
             ..RoundReport::default()
-        };
-        report.add(&totals, start.elapsed().saturating_sub(sink.taken));
-        Ok(report)
+        }
     }
 }
 
