@@ -26,12 +26,26 @@ pub struct Workload {
 impl Workload {
     /// Starts it, and waits until it says that it is ready.
     pub fn start(name: &str) -> Self {
+        Self::start_with(name, "")
+    }
+
+    /// Starts it as root of a user namespace that is nobody outside, and as first process of a pid namespace.
+    pub fn start_in_namespaces(name: &str) -> Self {
+        Self::start_with(name, "unshare --user --map-root-user --pid --fork --kill-child")
+    }
+
+    fn start_with(name: &str, wrapper: &str) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/tracker-{}-{number}", std::process::id());
         let directory = hierarchy().join(&cgroup[1..]);
         fs::create_dir(&directory).unwrap();
         let freezer = Freezer::of_cgroup(&cgroup).unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        // The shell goes into the cgroup first, and so all that comes of it is there.
+        let script = format!("echo $$ > \"$0\"; exec {wrapper} \"$@\"");
+        let mut child = Command::new("sh")
+            .args(["-c", &script])
+            .arg(directory.join("cgroup.procs"))
+            .arg(std::env::current_exe().unwrap())
             .args([
                 "workload",
                 "--exact",
@@ -44,7 +58,6 @@ impl Workload {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        fs::write(directory.join("cgroup.procs"), child.id().to_string()).unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut workload = Self {
             cgroup,
@@ -52,7 +65,6 @@ impl Workload {
             output,
             freezer,
         };
-        workload.tell("\n");
         assert_eq!(workload.hear(), "ready");
         workload
     }

