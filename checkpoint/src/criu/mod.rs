@@ -19,6 +19,7 @@ pub mod process;
 pub mod relay;
 pub mod restore;
 pub mod rpc;
+pub mod smaps;
 pub mod unprivileged;
 pub mod wire;
 

@@ -28,7 +28,7 @@ use super::options;
 use super::packet;
 use super::rpc::{self, Malformed, Setting, kind, option};
 use super::unprivileged::Permission;
-use super::wire::{Memory, Operation, environment};
+use super::wire::{AREAS_NAME, Memory, Operation, environment};
 use crate::sys::inherited;
 use crate::sys::view::View;
 
@@ -162,7 +162,8 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
     let hide = *operation == Operation::Dump && settings.memory == Memory::StateOnly;
     // Without the library everything works, and takes longer.
     let view = held.then(|| view(*operation, hide)).and_then(Result::ok);
-    let (criu, child) = start(&settings.criu, view.as_ref())?;
+    let areas = socket.with_file_name(AREAS_NAME);
+    let (criu, child) = start(&settings.criu, view.as_ref().map(|view| (view, areas.as_path())))?;
     let mut session = Session::new(runc, criu, child)?;
     if let Some(view) = view.filter(|view| view.wait_loaded(LOADING) && hide) {
         session.hide_pages(view);
@@ -263,7 +264,7 @@ fn view(operation: Operation, hide_pages: bool) -> io::Result<View> {
 }
 
 /// Starts the real CRIU as `swrk` on a socket of its own, with everything that runc left open.
-fn start(criu: &Path, view: Option<&View>) -> Result<(OwnedFd, Child), ProcessError> {
+fn start(criu: &Path, view: Option<(&View, &Path)>) -> Result<(OwnedFd, Child), ProcessError> {
     let failed = |source| ProcessError::Start {
         criu: criu.to_owned(),
         source,
@@ -278,8 +279,8 @@ fn start(criu: &Path, view: Option<&View>) -> Result<(OwnedFd, Child), ProcessEr
     fcntl_setfd(&theirs, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;
     let mut command = Command::new(criu);
     command.arg("swrk").arg(theirs.as_raw_fd().to_string());
-    if let Some(view) = view {
-        view.give_to(&mut command);
+    if let Some((view, areas)) = view {
+        view.give_to(&mut command, areas);
     }
     let child = command.spawn().map_err(failed)?;
     Ok((ours, child))

@@ -34,6 +34,10 @@ pub mod environment {
     pub const LOG_LEVEL: &str = "TRANSHIP_CRIU_LOG_LEVEL";
 }
 
+/// Name of a directory beside the relay's socket: a file of it, named like a process of the host, takes the place of that
+/// process's `smaps` in a dump of state alone.
+pub const AREAS_NAME: &str = "areas";
+
 /// What a relay is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -151,6 +155,8 @@ pub struct Barrier {
     pub pid: i32,
     /// What a dump's images hold.
     pub memory: Memory,
+    /// Of how many processes CRIU has taken the areas from files in [`AREAS_NAME`].
+    pub areas_taken: u32,
     /// All stages so far.
     pub stages: Vec<StageTime>,
 }

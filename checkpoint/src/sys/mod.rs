@@ -1,5 +1,6 @@
 //! The system calls that have no safe wrapper, one family a file.
 
+pub mod bpf;
 pub mod clock;
 pub mod filling;
 pub mod inherited;

@@ -30,6 +30,7 @@ pub fn run(words: &str) {
     for word in words.split(',') {
         match word {
             "plain" => plain(&mut regions),
+            "advice" => advised(&mut regions),
             "files" => regions.push(file_private()),
             "locked" => regions.push(locked()),
             "guards" => regions.push(guards()),
@@ -290,6 +291,29 @@ fn guards() -> Region {
         region.guards.extend(first..first + count);
     }
     region
+}
+
+/// Areas with every advice that stays.
+fn advised(regions: &mut Vec<Region>) {
+    let advices = [
+        libc::MADV_RANDOM,
+        libc::MADV_SEQUENTIAL,
+        libc::MADV_DONTDUMP,
+        libc::MADV_MERGEABLE,
+        libc::MADV_HUGEPAGE,
+        libc::MADV_NOHUGEPAGE,
+    ];
+    for (number, advice) in advices.into_iter().enumerate() {
+        let mut region = Region::new(
+            8,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+        );
+        // SAFETY: the region's own pages; none of these changes what is in them.
+        unsafe { libc::madvise(region.start.cast(), 8 * PAGE, advice) };
+        region.write(3, number as u64);
+        regions.push(region);
+    }
 }
 
 /// An area that has grown downwards from its last page.

@@ -267,6 +267,7 @@ impl Session {
             stage,
             pid: self.root.unwrap_or_default(),
             memory: memory(self.view.as_ref().is_some_and(View::has_hidden)),
+            areas_taken: self.view.as_ref().map_or(0, View::areas_taken),
             stages: self.stages.clone(),
         };
         let told = match &mut self.daemon {

@@ -14,6 +14,10 @@ pub const SKIP_TRACKING: u32 = 2;
 /// Bit of [`Board::asked`]: small file systems go into archives, and come out of them, without tar.
 pub const SMALL_ARCHIVES: u32 = 4;
 
+/// The variable that names a directory to the library: a file of it, named like a process, takes the place of that
+/// process's `smaps`.
+pub const AREAS: &str = "TRANSHIP_VIEW_AREAS\0";
+
 /// Shared by the relay and the library; a file of zeros at first.
 #[repr(C)]
 pub struct Board {
@@ -23,4 +27,7 @@ pub struct Board {
     pub hidden: AtomicU32,
     /// What the relay wants: bits of the constants above.
     pub asked: AtomicU32,
+
+    /// How many processes' areas have come from the directory.
+    pub areas: AtomicU32,
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 #[cfg(test)]
 mod archive;
 mod board;
+#[cfg(test)]
+mod paths;
 #[cfg(test)]
 mod preload;
 #[cfg(test)]
@@ -29,6 +32,7 @@ mod tracking;
 
 /// Offsets in [`board::Board`].
 const HIDDEN: u64 = offset_of!(board::Board, hidden) as u64;
+const AREAS: u64 = offset_of!(board::Board, areas) as u64;
 const ASKED: u64 = offset_of!(board::Board, asked) as u64;
 
 /// The library, as `build.rs` has made it.
@@ -52,11 +56,12 @@ impl View {
     }
 
     /// Makes `program` load the library. It does so through this process, which must live until then. What it starts
-    /// itself does not.
-    pub fn give_to(&self, program: &mut Command) {
+    /// itself does not. In `areas` it finds the files that take the place of processes' `smaps`.
+    pub fn give_to(&self, program: &mut Command, areas: &Path) {
         program
             .env("LD_PRELOAD", path(&self.library))
-            .env(board::VARIABLE.trim_end_matches('\0'), path(&self.board));
+            .env(board::VARIABLE.trim_end_matches('\0'), path(&self.board))
+            .env(board::AREAS.trim_end_matches('\0'), areas);
     }
 
     /// Has page maps shown without pages. To be said before the program is started.
@@ -101,6 +106,11 @@ impl View {
         self.counter(HIDDEN) > 0
     }
 
+    /// Of how many processes it has taken the areas from files.
+    pub fn areas_taken(&self) -> u32 {
+        self.counter(AREAS)
+    }
+
     /// A number of [`board::Board`]; 0 where it cannot be read.
     fn counter(&self, offset: u64) -> u32 {
         let mut bytes = [0; size_of::<u32>()];
@@ -124,6 +134,7 @@ fn path(file: &File) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::View;
+    use std::path::Path;
     use std::process::Command;
     use std::time::Duration;
 
@@ -133,7 +144,7 @@ mod tests {
         assert!(!view.wait_loaded(Duration::ZERO));
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", "env; exec cat /proc/self/maps"]);
-        view.give_to(&mut shell);
+        view.give_to(&mut shell, Path::new("/proc"));
         let output = shell.output().unwrap();
         let output = String::from_utf8(output.stdout).unwrap();
         assert!(view.wait_loaded(Duration::ZERO), "{output}");

@@ -4,6 +4,7 @@
 //!   process's state without its memory.
 //! - `socket`: see [`tracking`].
 //! - `execvp`: where a process of CRIU's would become tar, see [`tmpfs`].
+//! - `openat`: where CRIU asks for the areas of a process that the relay's daemon has written down.
 //!
 //! Built alone by `build.rs`, without the standard library; as a module of the crate it exists for the compiler's and
 //! clippy's checks only.
@@ -16,25 +17,30 @@ mod archive;
 #[cfg(not(test))]
 mod board;
 #[cfg(not(test))]
+mod paths;
+#[cfg(not(test))]
 mod scan;
 #[cfg(not(test))]
 mod tmpfs;
 #[cfg(not(test))]
 mod tracking;
 #[cfg(test)]
-use super::{board, scan, tmpfs, tracking};
+use super::{board, paths, scan, tmpfs, tracking};
 
-use core::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
+use core::cell::UnsafeCell;
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use board::{Board, HIDE_PAGES, SKIP_TRACKING, SMALL_ARCHIVES};
+use paths::Path;
 use scan::{REQUEST, ScanArgument};
 
 /// More than CRIU gives to tar.
 const MOST_ARGUMENTS: usize = 24;
 
 const O_RDWR_CLOEXEC: c_int = 0o2 | 0o2_000_000;
+const O_RDONLY_CLOEXEC: c_int = 0o2_000_000;
 const PROT_READ_WRITE: c_int = 3;
 const MAP_SHARED: c_int = 1;
 
@@ -42,10 +48,14 @@ const MAP_SHARED: c_int = 1;
 const IOCTL: c_long = 16;
 #[cfg(target_arch = "x86_64")]
 const SOCKET: c_long = 41;
+#[cfg(target_arch = "x86_64")]
+const OPENAT: c_long = 257;
 #[cfg(target_arch = "aarch64")]
 const IOCTL: c_long = 29;
 #[cfg(target_arch = "aarch64")]
 const SOCKET: c_long = 198;
+#[cfg(target_arch = "aarch64")]
+const OPENAT: c_long = 56;
 
 unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
@@ -60,6 +70,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn _exit(status: c_int) -> !;
     static environ: *const *const c_char;
+    fn readlink(path: *const c_char, into: *mut c_char, size: usize) -> isize;
     fn mmap(
         at: *mut c_void,
         size: usize,
@@ -77,6 +88,21 @@ static PLACE: AtomicPtr<Board> = AtomicPtr::new(ptr::null_mut());
 #[used]
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = start;
+
+/// Where the areas are; written once, before anything can read it.
+struct Directory(UnsafeCell<Path>);
+
+// SAFETY: it is written by `start` alone, which the loader calls before there is a second thread.
+unsafe impl Sync for Directory {}
+
+static DIRECTORY: Directory = Directory(UnsafeCell::new(Path::new()));
+
+/// # Safety
+/// To be called by [`start`] alone.
+unsafe fn keep_directory(path: &[u8]) {
+    // SAFETY: nobody else reads or writes it yet.
+    unsafe { *DIRECTORY.0.get() = Path::new().with(path) };
+}
 
 /// Finds the board, and takes the variables away: what CRIU starts is not to load this library.
 #[cfg_attr(test, expect(dead_code, reason = "the loader calls it"))]
@@ -107,6 +133,11 @@ extern "C" fn start() {
         close(file);
         if place.addr() == usize::MAX {
             return;
+        }
+        let areas = getenv(board::AREAS.as_ptr().cast());
+        if !areas.is_null() {
+            keep_directory(CStr::from_ptr(areas).to_bytes());
+            unsetenv(board::AREAS.as_ptr().cast());
         }
         let board: *mut Board = place.cast();
         (*board).loaded.store(1, Ordering::Release);
@@ -211,6 +242,55 @@ pub unsafe extern "C" fn ioctl(descriptor: c_int, request: c_ulong, argument: *m
     result as c_int
 }
 
+/// Stands before libc's function of the same name, as [`ioctl`] does.
+///
+/// # Safety
+/// As libc's: `path` ends with a zero byte.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub unsafe extern "C" fn openat64(
+    directory: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: c_uint,
+) -> c_int {
+    let board = PLACE.load(Ordering::Acquire);
+    // SAFETY: the caller promises a string; the board is a mapping that stays.
+    unsafe {
+        if !board.is_null() && !path.is_null() && CStr::from_ptr(path) == c"smaps" {
+            let areas = open_areas(directory);
+            if areas >= 0 {
+                (*board).areas.fetch_add(1, Ordering::AcqRel);
+                return areas;
+            }
+        }
+        // The caller's own arguments, passed on to the call they are for; a descriptor is an int.
+        syscall(OPENAT, directory, path, flags, mode) as c_int
+    }
+}
+
+/// Opens what has been written down of the process whose directory in `/proc` this is; negative where nothing was.
+fn open_areas(directory: c_int) -> c_int {
+    let link = Path::new().with(b"/proc/self/fd/").with_number(directory);
+    let mut target = [0_u8; 32];
+    // SAFETY: the directory's name is not written to any more; paths end with a zero byte; `target` is as long as is
+    // said, and no longer name is used.
+    unsafe {
+        let length = readlink(link.as_ptr(), target.as_mut_ptr().cast(), target.len());
+        let name = usize::try_from(length)
+            .ok()
+            .and_then(|length| target.get(..length));
+        let Some(pid) = name.and_then(|name| name.strip_prefix(b"/proc/")) else {
+            return -1;
+        };
+        let file = (*DIRECTORY.0.get()).with(b"/").with(pid);
+        if file.is_whole() && paths::is_number(pid) {
+            open(file.as_ptr(), O_RDONLY_CLOEXEC)
+        } else {
+            -1
+        }
+    }
+}
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -221,7 +301,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 mod tests {
     use super::{Board, PLACE, ScanArgument, ioctl};
     use std::fs::File;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     use std::sync::atomic::Ordering;
 
     #[test]
@@ -256,10 +336,33 @@ mod tests {
             loaded: 1.into(),
             hidden: 0.into(),
             asked: super::HIDE_PAGES.into(),
+            areas: 0.into(),
         }));
         PLACE.store(std::ptr::from_ref(board).cast_mut(), Ordering::Release);
         assert_eq!(scan(1 << 3 | 1 << 4, 1 << 3), 0);
         assert!(scan(1 << 3, 1 << 3) > 0, "another question was answered");
         assert_eq!(board.hidden.load(Ordering::Acquire), 1);
+        areas_come_from_the_directory(board);
+    }
+
+    fn areas_come_from_the_directory(board: &Board) {
+        let own = format!("/proc/{}", std::process::id());
+        let own = File::open(own).unwrap();
+        let read = |name: &std::ffi::CStr| {
+            // SAFETY: a string of C.
+            let file = unsafe { super::openat64(own.as_raw_fd(), name.as_ptr(), 0, 0) };
+            assert!(file >= 0, "{name:?}");
+            // SAFETY: it has just been opened, for nobody else.
+            let file = unsafe { OwnedFd::from_raw_fd(file) };
+            std::io::read_to_string(File::from(file)).unwrap()
+        };
+        assert!(read(c"smaps").contains("Rss:"), "there is no directory yet");
+        let directory = tempfile::TempDir::new().unwrap();
+        std::fs::write(directory.path().join(std::process::id().to_string()), "areas").unwrap();
+        // SAFETY: no other test reads it.
+        unsafe { super::keep_directory(directory.path().as_os_str().as_encoded_bytes()) };
+        assert_eq!(read(c"smaps"), "areas");
+        assert!(read(c"maps").contains("r-xp"));
+        assert_eq!(board.areas.load(Ordering::Acquire), 1);
     }
 }
