@@ -15,10 +15,8 @@ use serde_json::{Value, json};
 use support::{Side, criu, end_of, loopback_up, soon, wait_until};
 use tranship_checkpoint::criu::{Dump, Memory, Operation, Relay, RestoreError};
 use tranship_checkpoint::freeze::Freezer;
-use tranship_checkpoint::memory::PAGE_BYTES;
 use tranship_checkpoint::memory::images::{all_present, read_pagemap, write_pagemaps, write_present};
-
-mod reader;
+use tranship_checkpoint::memory::{PAGE_BYTES, PageBatch, PageSink, ResidentPages, SinkClosed, Tracker};
 
 /// The pages of all processes.
 type Pages = BTreeMap<(u32, u64), Vec<u8>>;
@@ -161,11 +159,60 @@ fn without_cpu_numbers(mut pages: Pages, images: &Path) -> Pages {
     pages
 }
 
-/// Freezes, dumps in full, dumps the state, compares what CRIU has found with what the tracker has.
+/// What has been sent, the last version of each page.
+#[derive(Default)]
+struct Sent(Pages);
+
+impl PageSink for Sent {
+    fn take(&mut self, batch: PageBatch) -> Result<(), SinkClosed> {
+        let mut content = batch.data.chunks(workload::PAGE);
+        for run in &batch.runs {
+            for page in 0..u64::from(run.pages) {
+                let bytes = if run.zero {
+                    vec![0; workload::PAGE]
+                } else {
+                    content.next().unwrap().to_vec()
+                };
+                self.0
+                    .insert((batch.process, run.start + page * PAGE_BYTES), bytes);
+            }
+        }
+        assert_eq!(content.next(), None);
+        Ok(())
+    }
+}
+
+impl Sent {
+    /// The pages of the list; one that has not been sent is missing.
+    fn of(&self, resident: &[ResidentPages]) -> Pages {
+        let mut pages = Pages::new();
+        for list in resident {
+            for run in &list.runs {
+                for page in 0..u64::from(run.pages) {
+                    let place = (list.process, run.start + page * PAGE_BYTES);
+                    let bytes = self.0.get(&place);
+                    assert!(bytes.is_some(), "{place:x?} is resident and was not sent");
+                    pages.insert(place, bytes.unwrap().clone());
+                }
+            }
+        }
+        pages
+    }
+}
+
+/// Follows a container for some rounds, freezes it, dumps it in full and as state alone, and compares what CRIU has found
+/// with what has been sent.
 async fn compared(words: &str) -> Side {
     let side = running(words);
     let freezer = Freezer::of_cgroup(&side.cgroup).unwrap();
+    let mut sent = Sent::default();
+    let mut tracker = Tracker::attach(&side.cgroup).unwrap();
+    for _ in 0..4 {
+        tracker.round(&mut sent).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+    }
     freezer.freeze(soon(5)).await.unwrap();
+    tracker.frozen_round(&mut sent).unwrap();
     let full = pages_of_full_dump(&side).await;
 
     let mut request = side.dump_request();
@@ -174,7 +221,12 @@ async fn compared(words: &str) -> Side {
     assert_eq!(dump.memory(), Memory::StateOnly);
     let barrier = dump.write(soon(60)).await.unwrap();
     assert_eq!(barrier.memory, Memory::StateOnly);
-    let (resident, mut pages) = reader::resident(&side.cgroup);
+    assert_eq!(
+        u64::from(barrier.areas_taken),
+        names(words).end,
+        "CRIU has read the kernel's smaps"
+    );
+    let (resident, _) = tracker.finish(&mut sent).unwrap();
     write_pagemaps(&side.path("images"), &resident).unwrap();
     let report = dump.complete(soon(60)).await.unwrap();
     assert_eq!(report.memory, Memory::StateOnly);
@@ -184,18 +236,33 @@ async fn compared(words: &str) -> Side {
         report.images_bytes
     );
 
-    same(&full, &without_cpu_numbers(pages.clone(), &side.path("images")));
+    let pages = without_cpu_numbers(sent.of(&resident), &side.path("images"));
+    // CRIU has the vDSO in every dump; it may be listed or not.
     all_present(&side.path("images")).unwrap();
     write_present(&side.path("images"), 1 << 32, |process, address, into| {
-        Ok(pages.remove(&(process, address)).is_some_and(|bytes| {
-            into.copy_from_slice(&bytes);
-            true
-        }))
+        let bytes = pages.get(&(process, address));
+        bytes.inspect(|bytes| into.copy_from_slice(bytes));
+        Ok(bytes.is_some())
     })
     .unwrap();
     let written = pages_in(&side.path("images"));
     same(&full, &without_cpu_numbers(written, &side.path("images")));
+    same_areas(&side);
     side
+}
+
+/// The areas of each process are the same in both dumps, to the byte.
+fn same_areas(side: &Side) {
+    let mut compared = 0;
+    for file in fs::read_dir(side.path("full")).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        if name.starts_with("mm-") {
+            let read = |dump: &str| fs::read(side.path(dump).join(&name)).unwrap();
+            assert!(read("full") == read("images"), "{name} differs");
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
 }
 
 fn same(full: &Pages, ours: &Pages) {
@@ -281,6 +348,11 @@ async fn a_stack_that_grows_is_whole() {
 }
 
 #[tokio::test]
+async fn what_was_advised_about_memory_is_not_forgotten() {
+    compared_and_moved("advice").await;
+}
+
+#[tokio::test]
 async fn everything_together_is_whole() {
-    compared_and_moved("plain,files,locked,guards,stack,forks,restless").await;
+    compared_and_moved("plain,files,locked,guards,stack,advice,forks,restless").await;
 }

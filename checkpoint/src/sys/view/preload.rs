@@ -230,7 +230,7 @@ pub unsafe extern "C" fn ioctl(descriptor: c_int, request: c_ulong, argument: *m
     {
         // SAFETY: the caller promises the structure.
         let question = unsafe { &mut *argument.cast::<ScanArgument>() };
-        if question.asks_for_content() {
+        if question.asks_for_content() && !hides_guards(descriptor, question) {
             question.answer_nothing();
             board.hidden.fetch_add(1, Ordering::AcqRel);
             return 0;
@@ -240,6 +240,17 @@ pub unsafe extern "C" fn ioctl(descriptor: c_int, request: c_ulong, argument: *m
     let result = unsafe { syscall(IOCTL, descriptor, request, argument) };
     // An ioctl's result is an int; this is libc's own conversion.
     result as c_int
+}
+
+/// Whether an answer of nothing would keep guard regions from a CRIU that does not know of them.
+fn hides_guards(descriptor: c_int, question: &ScanArgument) -> bool {
+    let mut region = [0_u64; 3];
+    let guards = question.for_guards(region.as_mut_ptr().addr() as u64);
+    guards.is_some_and(|mut guards| {
+        // SAFETY: the question is the request's structure, and has room for the one region it asks for.
+        let found = unsafe { syscall(IOCTL, descriptor, c_ulong::from(REQUEST), &raw mut guards) };
+        found > 0
+    })
 }
 
 /// Stands before libc's function of the same name, as [`ioctl`] does.
@@ -306,14 +317,16 @@ mod tests {
 
     #[test]
     fn pages_are_there_until_there_is_a_board() {
+        const GUARD_INSTALL: i32 = 102;
         let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let content = vec![7_u8; 64 * 4096];
+        let mut content = vec![7_u8; 64 * 4096];
+        let first = content.as_ptr().addr() as u64 / 4096 * 4096;
         let mut regions = [[0_u64; 3]; 8];
         let mut scan = |any_of, told| {
             let mut argument = ScanArgument {
                 size: 96,
-                start: content.as_ptr().addr() as u64 / 4096 * 4096,
-                end: (content.as_ptr().addr() + content.len()) as u64 / 4096 * 4096,
+                start: first,
+                end: first + 63 * 4096,
                 regions: regions.as_mut_ptr().addr() as u64,
                 regions_max: 8,
                 any_of,
@@ -342,6 +355,17 @@ mod tests {
         assert_eq!(scan(1 << 3 | 1 << 4, 1 << 3), 0);
         assert!(scan(1 << 3, 1 << 3) > 0, "another question was answered");
         assert_eq!(board.hidden.load(Ordering::Acquire), 1);
+        // A CRIU that does not ask for guards must run into them; one that does has asked for them before.
+        let guard = (content.as_mut_ptr().addr() / 4096 + 9) * 4096;
+        let guard = content.as_mut_ptr().with_addr(guard).cast();
+        // SAFETY: a page within the vector, which nobody reads again before the guard is removed.
+        let advise = |advice| unsafe { libc::madvise(guard, 4096, advice) };
+        assert_eq!(advise(GUARD_INSTALL), 0, "this kernel has no guard pages");
+        assert!(scan(1 << 3 | 1 << 4, 1 << 3) > 0);
+        assert_eq!(scan(1 << 3 | 1 << 4, 1 << 3 | 1 << 8), 0);
+        assert_eq!(advise(GUARD_INSTALL + 1), 0);
+        assert_eq!(scan(1 << 3 | 1 << 4, 1 << 3), 0);
+        assert_eq!(board.hidden.load(Ordering::Acquire), 3);
         areas_come_from_the_directory(board);
     }
 

@@ -6,6 +6,9 @@ pub const REQUEST: u32 = 0xC060_6610;
 /// `PAGE_IS_PRESENT | PAGE_IS_SWAPPED`.
 const HAS_CONTENT: u64 = 1 << 3 | 1 << 4;
 
+/// `PAGE_IS_GUARD`.
+const GUARD: u64 = 1 << 8;
+
 /// The kernel's `struct pm_scan_arg`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,6 +49,24 @@ impl ScanArgument {
         self.any_of & HAS_CONTENT == HAS_CONTENT && self.start < self.end
     }
 
+    /// The question for one guard region in the same range, where the asker does not know of such: CRIU before 4.2 cannot
+    /// put them back, and must be let find out, which ends its dump. `region` is the address of three words.
+    #[must_use]
+    pub fn for_guards(&self, region: u64) -> Option<Self> {
+        let question = Self {
+            size: size_of::<Self>() as u64,
+            start: self.start,
+            end: self.end,
+            regions: region,
+            regions_max: 1,
+            pages_max: 1,
+            all_of: GUARD,
+            told: GUARD,
+            ..Self::default()
+        };
+        (self.told & GUARD == 0).then_some(question)
+    }
+
     /// Answers that there is nothing.
     pub fn answer_nothing(&mut self) {
         self.walk_end = self.end;
@@ -74,6 +95,12 @@ mod tests {
             ..probe
         };
         assert!(content.asks_for_content());
+        assert_eq!(content.for_guards(0).map(|guards| guards.end), Some(8192));
+        let knowing = ScanArgument {
+            told: 1 << 8,
+            ..content
+        };
+        assert!(knowing.for_guards(0).is_none());
         content.answer_nothing();
         assert_eq!(content.walk_end, 8192);
     }
