@@ -11,6 +11,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::wire::AREAS_NAME;
+use crate::memory::PAGE_BYTES;
 use crate::sys::bpf::{Instruction, Program};
 
 mod flags;
@@ -26,6 +27,9 @@ const RECORD: usize = 24;
 
 /// Most areas of a process that are read: twice the kernel's usual limit.
 const MAX_AREAS: usize = 1 << 17;
+
+/// Below this much resident memory the kernel's own smaps takes less time than the program.
+const WORTH_IT: u64 = 16 << 20;
 
 /// How often the program is tried on a process whose areas change meanwhile.
 const TRIES: usize = 10;
@@ -70,14 +74,15 @@ impl PreparedAreas {
         Ok(Self { flags, directory })
     }
 
-    /// Writes down the areas of these processes, none of which may run until CRIU has dumped them. Returns of how many:
-    /// of the others CRIU asks the kernel.
+    /// Writes down the areas of those processes that have much memory; none may run until CRIU has dumped them. Returns
+    /// of how many: of the others CRIU asks the kernel.
     pub fn write(&self, pids: &[i32]) -> io::Result<usize> {
         let mut written = 0;
         for pid in pids {
-            let text = u32::try_from(*pid)
-                .ok()
-                .and_then(|pid| self.flags.text(pid).ok().flatten());
+            let Some(pid) = u32::try_from(*pid).ok().filter(|pid| is_large(*pid)) else {
+                continue;
+            };
+            let text = self.flags.text(pid).ok().flatten();
             if let Some(text) = text {
                 fs::write(self.directory.join(pid.to_string()), text)?;
                 written += 1;
@@ -85,6 +90,16 @@ impl PreparedAreas {
         }
         Ok(written)
     }
+}
+
+/// Whether a process has so much memory resident that its smaps takes long.
+fn is_large(pid: u32) -> bool {
+    let counts = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let resident = counts
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<u64>().ok());
+    resident.is_some_and(|pages| pages >= WORTH_IT / PAGE_BYTES)
 }
 
 impl Drop for PreparedAreas {
