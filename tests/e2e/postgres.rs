@@ -1,10 +1,12 @@
 //! PostgreSQL under its own user, moved in the middle of transactions.
 
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tranship_tests::images;
 use tranship_tests::scenario::Scenario;
-use tranship_tests::testbed::Host;
+use tranship_tests::testbed::{Host, Options};
 use tranship_tests::tranship::wait_for;
 
 /// A server with checksums on its pages, and two clients that never stop.
@@ -22,6 +24,22 @@ const WORKLOAD: &str = "
 const SUMS: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), \
                     (SELECT sum(bbalance) FROM pgbench_branches), (SELECT sum(delta) FROM pgbench_history), \
                     (SELECT count(*) FROM pgbench_history)";
+
+/// A server for others, and its accounts.
+const SERVER: &str = "
+    set -e
+    initdb --auth trust --no-sync -D \"$PGDATA\" >/dev/null
+    echo 'host all all all trust' >>\"$PGDATA/pg_hba.conf\"
+    (until pgbench -q -i -s 2 >/dev/null 2>&1; do sleep 0.1; done; psql -qc 'CREATE TABLE ready ()') &
+    exec postgres -c listen_addresses='*' -c shared_buffers=64MB
+";
+
+/// Clients of the server, each on a connection of its own.
+const CLIENTS: &str = "8";
+/// Moves of the server meanwhile.
+const MOVES: usize = 2;
+/// How long they go on: longer than the moves take.
+const SECONDS: &str = "20";
 
 #[test]
 fn postgresql_keeps_every_transaction_whole() -> Result<()> {
@@ -79,6 +97,57 @@ fn postgresql_keeps_every_transaction_whole() -> Result<()> {
     }
     // Every page is read, and its checksum compared.
     a.exec("pg", &["sh", "-c", "pg_dumpall >/dev/null"])?;
+    scenario.end()
+}
+
+#[test]
+fn no_transaction_of_a_client_elsewhere_fails() -> Result<()> {
+    let options = Options {
+        hosts: 3,
+        ..Options::default()
+    };
+    let scenario = Scenario::begin_with(&options, &["postgres"])?;
+    let (a, b, c) = (scenario.host("a")?, scenario.host("b")?, scenario.host("c")?);
+    images::import(c, "postgres")?;
+    let run = ["run", "-d", "--network", "l2", "--user", "postgres", "--name"];
+    let place = [
+        "pg",
+        "-v",
+        "pgdata:/var/lib/postgresql/data",
+        "-e",
+        "PGDATA=/var/lib/postgresql/data",
+    ];
+    a.tranship(&[&run[..], &place, &["postgres", "sh", "-c", SERVER]].concat())?;
+    wait_for("the accounts", Duration::from_secs(60), || {
+        a.exec("pg", &["psql", "-Atqc", "SELECT 1 FROM ready LIMIT 1"])?;
+        Ok(true)
+    })?;
+    let ip = a.address_of("pg", 5432)?.ip().to_string();
+    let load = [
+        "pgbench", "-n", "-h", &ip, "-U", "postgres", "-c", CLIENTS, "-j", "2", "-T", SECONDS, "-P", "1",
+    ];
+    c.tranship(&[&run[..], &["load", "postgres"], &load].concat())?;
+    let mut hosts = [a, b];
+    for number in 1..=MOVES {
+        sleep(Duration::from_secs(1));
+        let [from, to] = hosts;
+        let moved = from
+            .migrate("pg", to.name())
+            .with_context(|| format!("move {number}"))?;
+        eprintln!("move {number}: blackout {} ms", moved.blackout_us / 1000);
+        hosts.reverse();
+    }
+    ensure!(
+        c.container("load")?["state"] == "running",
+        "pgbench ended before the moves did"
+    );
+    let code = c.tranship(&["wait", "load"])?;
+    let log = c.tranship(&["logs", "load"])?;
+    ensure!(code == "0", "pgbench ended with {code}:\n{log}");
+    let failed = "number of failed transactions: 0 (0.000%)";
+    ensure!(log.contains(failed), "pgbench does not say `{failed}`:\n{log}");
+    eprintln!("{log}");
+    transactions(hosts[0])?;
     scenario.end()
 }
 
