@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 
-use super::scenario::Scenario;
+use super::load;
+use super::watcher::{Course, Noticed, Watcher};
 use crate::namespace::enter_network;
 use crate::resp::{Answer, Connection};
 use crate::testbed::Host;
@@ -42,17 +43,17 @@ struct Shared {
 }
 
 impl Client {
-    /// Connects from `host`, fills Redis with the scenario's data, and begins to count.
+    /// Connects from `host`, fills Redis, and begins to count.
     ///
     /// # Errors
     /// Redis does not answer or does not take the data.
-    pub fn start(host: &Host, address: SocketAddr, scenario: &'static Scenario) -> Result<Self> {
+    pub fn start(host: &Host, address: SocketAddr, mib: usize) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let (theirs, host) = (shared.clone(), host.clone());
         let thread = std::thread::spawn(move || {
             let outcome = enter_network(&host).and_then(|()| {
                 let mut redis = connect(address)?;
-                scenario.fill(&mut redis).context("cannot fill redis")?;
+                load::fill(&mut redis, mib)?;
                 count(&mut redis, &theirs)
             });
             if let Err(error) = outcome {
@@ -66,27 +67,6 @@ impl Client {
         client.wait_for_answers(1)?;
         client.rest();
         Ok(client)
-    }
-
-    /// A move is about to begin.
-    ///
-    /// # Errors
-    /// The client has failed.
-    pub fn begin(&self) -> Result<()> {
-        self.shared.resting.store(false, Ordering::Relaxed);
-        self.wait_for_answers(STEADY)?;
-        self.shared.longest_us.store(0, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// The move has ended: the longest time between two answers since [`Client::begin`], in microseconds.
-    ///
-    /// # Errors
-    /// The client's connection broke, or an increment was lost or done twice.
-    pub fn finish(&self) -> Result<u64> {
-        self.wait_for_answers(STEADY)?;
-        self.rest();
-        Ok(self.shared.longest_us.load(Ordering::Relaxed))
     }
 
     fn rest(&self) {
@@ -112,6 +92,22 @@ impl Client {
     }
 }
 
+impl Watcher for Client {
+    fn begin(&mut self) -> Result<()> {
+        self.shared.resting.store(false, Ordering::Relaxed);
+        self.wait_for_answers(STEADY)?;
+        self.shared.longest_us.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The longest time between two answers.
+    fn finish(&mut self, _: &Course) -> Result<Noticed> {
+        self.wait_for_answers(STEADY)?;
+        self.rest();
+        Ok(Noticed::stall(self.shared.longest_us.load(Ordering::Relaxed)))
+    }
+}
+
 impl Drop for Client {
     fn drop(&mut self) {
         self.shared.end.store(true, Ordering::Relaxed);
@@ -123,7 +119,7 @@ impl Drop for Client {
 }
 
 /// The server was started a moment ago.
-fn connect(address: SocketAddr) -> Result<Connection> {
+pub(super) fn connect(address: SocketAddr) -> Result<Connection> {
     let mut connection = None;
     wait_for("redis to answer", Duration::from_secs(20), || {
         let mut fresh = Connection::open(address, PATIENCE.min(Duration::from_secs(2)))?;

@@ -1,4 +1,4 @@
-//! Median, p95 and maximum of what was measured.
+//! Median, p95 and p99 of what was measured.
 
 use serde::Serialize;
 
@@ -9,8 +9,8 @@ pub struct Figures {
     pub median: u64,
     /// 95 % are not above it (nearest rank: with fewer than 20 measurements it is the maximum).
     pub p95: u64,
-    /// The worst.
-    pub max: u64,
+    /// 99 % are not above it (with fewer than 100 measurements it is the maximum).
+    pub p99: u64,
 }
 
 impl Figures {
@@ -19,11 +19,16 @@ impl Figures {
     pub fn of(values: impl IntoIterator<Item = u64>) -> Option<Self> {
         let mut sorted: Vec<u64> = values.into_iter().collect();
         sorted.sort_unstable();
-        let max = *sorted.last()?;
         let count = sorted.len();
-        let median = sorted[(count - 1) / 2].midpoint(sorted[count / 2]);
-        let p95 = sorted[(count * 95).div_ceil(100) - 1];
-        Some(Self { median, p95, max })
+        if count == 0 {
+            return None;
+        }
+        let rank = |percent: usize| sorted[(count * percent).div_ceil(100) - 1];
+        Some(Self {
+            median: sorted[(count - 1) / 2].midpoint(sorted[count / 2]),
+            p95: rank(95),
+            p99: rank(99),
+        })
     }
 }
 
@@ -34,6 +39,18 @@ pub fn ratio(more: u64, less: u64) -> f64 {
     more as f64 / less.max(1) as f64
 }
 
+/// How much `y` grows per unit of `x`, by least squares; none without two different values of `x`.
+#[must_use]
+pub fn slope(points: &[(f64, f64)]) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "a handful of points")]
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let square: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let product: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    (square > 0.0).then(|| product / square)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,7 +58,7 @@ mod tests {
     #[test]
     fn order_does_not_matter_and_an_even_count_has_its_median_between() {
         let figures = Figures::of([40, 10, 30, 20]).unwrap();
-        assert_eq!((figures.median, figures.p95, figures.max), (25, 40, 40));
+        assert_eq!((figures.median, figures.p95, figures.p99), (25, 40, 40));
         assert_eq!(Figures::of([7]).unwrap().median, 7);
         assert_eq!(Figures::of([]), None);
     }
@@ -50,6 +67,15 @@ mod tests {
     fn p95_of_a_hundred_leaves_out_five() {
         assert_eq!(Figures::of(1..=100).unwrap().p95, 95);
         assert_eq!(Figures::of(1..=20).unwrap().p95, 19);
+        assert_eq!(Figures::of(1..=200).unwrap().p99, 198);
+    }
+
+    #[test]
+    fn the_slope_of_points_on_a_line_is_the_lines() {
+        let slope_of = |points| slope(points).map(|slope| (slope * 1000.0).round());
+        assert_eq!(slope_of(&[(1.0, 5.0), (2.0, 7.0), (4.0, 11.0)]), Some(2000.0));
+        assert_eq!(slope_of(&[(1.0, 5.0), (1.0, 7.0)]), None);
+        assert_eq!(slope_of(&[]), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::course::Outcome;
 use super::figures::{Figures, ratio};
+use super::goals::{self, GOALS};
 use super::machine::Machine;
 use super::subject::Move;
 
@@ -26,32 +27,60 @@ pub struct Report {
 /// A row of the table: what is measured, and how it is read out of a move and shown.
 struct Quantity {
     name: &'static str,
-    read: fn(&Move) -> u64,
+    read: fn(&Outcome, &Move) -> Option<u64>,
     show: fn(u64) -> String,
 }
 
-const QUANTITIES: [Quantity; 4] = [
+const QUANTITIES: [Quantity; 9] = [
     Quantity {
-        name: "client's stall, ms",
-        read: |one| one.stall_us,
+        name: "stall, ms",
+        read: |_, one| one.noticed.stall_us,
         show: milliseconds,
     },
     Quantity {
         name: "blackout, ms",
-        read: |one| one.moved.blackout_us,
+        read: |_, one| one.moved.blackout_us,
         show: milliseconds,
     },
     Quantity {
         name: "whole move, ms",
-        read: |one| one.moved.total_us,
+        read: |_, one| Some(one.moved.total_us),
         show: milliseconds,
     },
     Quantity {
         name: "sent, MB",
-        read: |one| one.moved.bytes,
+        read: |_, one| Some(one.moved.bytes),
         show: megabytes,
     },
+    Quantity {
+        name: "sent / geometric ideal",
+        read: |outcome, one| goals::permille_of_ideal(outcome.load, one),
+        show: thousandths,
+    },
+    Quantity {
+        name: "requests per second before the move",
+        read: |_, one| one.noticed.rate_before,
+        show: |rate| rate.to_string(),
+    },
+    Quantity {
+        name: "requests per second until the freeze",
+        read: |_, one| one.noticed.rate_meanwhile,
+        show: |rate| rate.to_string(),
+    },
+    Quantity {
+        name: "peak memory of the source's daemon, MiB",
+        read: |_, one| one.moved.daemons_peak_bytes.first().copied(),
+        show: mebibytes,
+    },
+    Quantity {
+        name: "peak memory of the destination's daemon, MiB",
+        read: |_, one| one.moved.daemons_peak_bytes.get(1).copied(),
+        show: mebibytes,
+    },
 ];
+
+/// The scenario whose blackout is accounted for, step by step.
+const ACCOUNT: &str = "redis-1g";
 
 impl Report {
     /// The report of a run.
@@ -80,9 +109,16 @@ impl Report {
             machine.runc,
             machine.rsync,
         );
+        text.push('\n');
+        text.push_str(&goals(&self.scenarios));
         for outcome in &self.scenarios {
             text.push('\n');
             text.push_str(&section(outcome));
+            if outcome.scenario == ACCOUNT || self.scenarios.len() == 1 {
+                for subject in &outcome.subjects {
+                    text.push_str(&spans(outcome, subject));
+                }
+            }
         }
         text
     }
@@ -110,70 +146,92 @@ fn replaced(old: &str, generated: &str) -> Option<String> {
     Some(format!("{before}{BEGIN}\n\n{generated}\n{END}{after}"))
 }
 
+fn goals(outcomes: &[Outcome]) -> String {
+    let mut text = "### What is wanted and what is reached\n\n".to_owned();
+    text.push_str("| | must reach | aimed at | reached | |\n|---|---|---|---:|---|\n");
+    for goal in GOALS {
+        let (figure, verdict) = match (goal.judge)(outcomes) {
+            Some(reached) => (reached.figure, if reached.is_met { "yes" } else { "**no**" }),
+            None => ("not measured".to_owned(), ""),
+        };
+        let (what, must, aim) = (goal.what, goal.must, goal.aim);
+        text.push_str(&format!("| {what} | {must} | {aim} | {figure} | {verdict} |\n"));
+    }
+    text
+}
+
 fn section(outcome: &Outcome) -> String {
     let subjects = &outcome.subjects;
     let mut text = format!("### {}\n\n{}.", outcome.scenario, outcome.about);
     let counts: Vec<_> = subjects
         .iter()
-        .map(|subject| format!("{} moves by {subject}", moves_of(outcome, subject).count()))
+        .map(|subject| format!("{} moves by {subject}", outcome.moves_by(subject).count()))
         .collect();
     text.push_str(&format!(" {}.\n\n", counts.join(", ")));
-    text.push_str(&totals(outcome, subjects));
-    for subject in subjects {
-        text.push('\n');
-        text.push_str(&spans(outcome, subject));
-    }
+    text.push_str(&totals(outcome));
     text
 }
 
 /// Each mover's figures side by side; with two of them also how many times more the last one's median is.
-fn totals(outcome: &Outcome, subjects: &[&str]) -> String {
+fn totals(outcome: &Outcome) -> String {
+    let subjects = outcome.subjects.as_slice();
     let mut heading = "| |".to_owned();
     let mut rule = "|---|".to_owned();
     for subject in subjects {
-        heading.push_str(&format!(" {subject}: median | p95 | max |"));
+        heading.push_str(&format!(" {subject}: median | p95 | p99 |"));
         rule.push_str("---:|---:|---:|");
     }
-    let compared = match subjects {
-        [first, last] => Some((*first, *last)),
-        _ => None,
-    };
-    if let Some((first, last)) = compared {
+    if let [first, last] = subjects {
         heading.push_str(&format!(" {last} / {first} |"));
         rule.push_str("---:|");
     }
-    let mut text = format!("{heading}\n{rule}\n");
-    for quantity in &QUANTITIES {
-        let mut medians = Vec::new();
-        let mut row = format!("| {} |", quantity.name);
-        for subject in subjects {
-            let values = moves_of(outcome, subject).map(quantity.read);
-            let Some(figures) = Figures::of(values) else {
-                continue;
-            };
-            for value in [figures.median, figures.p95, figures.max] {
-                row.push_str(&format!(" {} |", (quantity.show)(value)));
-            }
-            medians.push(figures.median);
+    let rows: String = QUANTITIES
+        .iter()
+        .filter_map(|quantity| row(outcome, quantity))
+        .collect();
+    format!("{heading}\n{rule}\n{rows}")
+}
+
+/// None when nobody has such a thing.
+fn row(outcome: &Outcome, quantity: &Quantity) -> Option<String> {
+    let mut row = format!("| {} |", quantity.name);
+    let mut medians = Vec::new();
+    for subject in &outcome.subjects {
+        let values = outcome
+            .moves_by(subject)
+            .filter_map(|one| (quantity.read)(outcome, one));
+        let Some(figures) = Figures::of(values) else {
+            row.push_str(" | | |");
+            continue;
+        };
+        for value in [figures.median, figures.p95, figures.p99] {
+            row.push_str(&format!(" {} |", (quantity.show)(value)));
         }
-        if let (Some(_), [first, last]) = (compared, medians.as_slice()) {
-            row.push_str(&format!(" {:.1} |", ratio(*last, *first)));
-        }
-        text.push_str(&format!("{row}\n"));
+        medians.push(figures.median);
     }
-    text
+    match (medians.as_slice(), outcome.subjects.len()) {
+        ([], _) => return None,
+        ([first, last], 2) => row.push_str(&format!(" {:.1} |", ratio(*last, *first))),
+        (_, 2) => row.push_str(" |"),
+        _ => {}
+    }
+    row.push('\n');
+    Some(row)
 }
 
 fn spans(outcome: &Outcome, subject: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
-    for span in moves_of(outcome, subject).flat_map(|one| &one.moved.spans) {
+    for span in outcome.moves_by(subject).flat_map(|one| &one.moved.spans) {
         if !names.contains(&span.name.as_str()) {
             names.push(&span.name);
         }
     }
-    let mut text = format!("| {subject}, median of each step | ms |\n|---|---:|\n");
+    if names.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n| {subject}, median of each step | ms |\n|---|---:|\n");
     for name in names {
-        let sums = moves_of(outcome, subject).map(|one| {
+        let sums = outcome.moves_by(subject).map(|one| {
             let spans = one.moved.spans.iter().filter(|span| span.name == name);
             spans.map(|span| span.duration_us).sum()
         });
@@ -182,10 +240,6 @@ fn spans(outcome: &Outcome, subject: &str) -> String {
         }
     }
     text
-}
-
-fn moves_of<'a>(outcome: &'a Outcome, subject: &str) -> impl Iterator<Item = &'a Move> {
-    outcome.moves.iter().filter(move |one| one.subject == subject)
 }
 
 /// Three digits that count.
@@ -201,10 +255,20 @@ fn megabytes(bytes: u64) -> String {
     format!("{}.{}", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
 }
 
+fn mebibytes(bytes: u64) -> String {
+    format!("{}.{}", bytes >> 20, ((bytes % (1 << 20)) * 10) >> 20)
+}
+
+fn thousandths(permille: u64) -> String {
+    format!("{}.{:02}", permille / 1000, permille % 1000 / 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::load::Load;
     use crate::bench::subject::{Moved, Stretch};
+    use crate::bench::watcher::Noticed;
 
     fn one(subject: &'static str, stall_us: u64, restore_us: u64) -> Move {
         let span = Stretch {
@@ -213,13 +277,15 @@ mod tests {
         };
         Move {
             subject,
-            stall_us,
+            noticed: Noticed::stall(stall_us),
             moved: Moved {
                 from: "a".to_owned(),
                 to: "b".to_owned(),
-                blackout_us: 5,
+                blackout_us: Some(5),
                 total_us: 7,
+                before_freeze_us: 0,
                 bytes: 1_230_000,
+                daemons_peak_bytes: vec![3 << 20, 63 << 20],
                 spans: vec![span.clone(), span],
             },
         }
@@ -227,8 +293,9 @@ mod tests {
 
     fn outcome() -> Outcome {
         Outcome {
-            scenario: "idle-64",
+            scenario: "redis-1g",
             about: "something idle",
+            load: Load::Redis { mib: 1024 },
             subjects: vec!["tranship", "runc+rsync"],
             moves: vec![
                 one("tranship", 100_000, 2_000),
@@ -241,14 +308,11 @@ mod tests {
     #[test]
     fn the_ratio_is_of_medians() {
         let text = section(&outcome());
-        assert!(
-            text.contains("| client's stall, ms | 150 | 200 | 200 | 450 | 450 | 450 | 3.0 |"),
-            "{text}"
-        );
-        assert!(
-            text.contains("| tranship, median of each step | ms |\n|---|---:|\n| restore | 6.00 |"),
-            "{text}"
-        );
+        let row = "| stall, ms | 150 | 200 | 200 | 450 | 450 | 450 | 3.0 |";
+        assert!(text.contains(row), "{text}");
+        let text = spans(&outcome(), "tranship");
+        let steps = "| tranship, median of each step | ms |\n|---|---:|\n| restore | 6.00 |";
+        assert!(text.contains(steps), "{text}");
     }
 
     #[test]
@@ -256,6 +320,21 @@ mod tests {
         let mut outcome = outcome();
         outcome.subjects.truncate(1);
         assert!(section(&outcome).contains("| sent, MB | 1.2 | 1.2 | 1.2 |\n"));
+    }
+
+    #[test]
+    fn a_goal_that_is_missed_says_so_and_one_without_figures_too() {
+        let text = goals(&[outcome()]);
+        assert!(
+            text.contains("| <= 120 ms | 50 ms | 150.0 ms | **no** |"),
+            "{text}"
+        );
+        assert!(text.contains("| >= 60 times |  | 3.0 times | **no** |"), "{text}");
+        assert!(text.contains("| <= 64 MiB |  | 63 MiB | yes |"), "{text}");
+        assert!(
+            text.contains("| <= 1.5 times | 1.1 times | not measured |  |"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,17 +1,13 @@
-//! What is moved.
+//! What is moved, and by whom.
 //!
-//! All scenarios run Redis: it is a real program that keeps what it is given in anonymous memory, its answers can be
+//! Most scenarios run Redis: it is a real program that keeps what it is given in anonymous memory, its answers can be
 //! checked (a counter may neither lose nor repeat an increment), and from one scenario to the next nothing changes but
-//! the amount of memory, so that their difference is what memory costs.
+//! the amount of memory, so that their difference is what memory costs. The others run `workload`.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
-use crate::resp::{Answer, Connection};
-
-/// Bytes of one value: with Redis's own header just below 4 KiB, so that the allocator wastes nothing.
-const VALUE_BYTES: usize = 4080;
-/// Values sent in one command.
-const BATCH: u64 = 64;
+use super::course::Mover;
+use super::load::Load;
 
 /// One thing to move.
 #[derive(Clone, Copy, Debug)]
@@ -20,79 +16,116 @@ pub struct Scenario {
     pub name: &'static str,
     /// In words, for the report.
     pub about: &'static str,
-    /// What is put into Redis before it is moved.
-    pub data_bytes: u64,
+    /// What runs in the container.
+    pub load: Load,
+    /// Who moves it, the one that others are compared with first.
+    pub movers: &'static [Mover],
 }
+
+const ALONE: &[Mover] = &[Mover::Tranship];
+const WITH_RUNC: &[Mover] = &[Mover::Tranship, Mover::Baseline];
+const WITH_TLS: &[Mover] = &[Mover::Tranship, Mover::TlsCopy];
 
 /// Every scenario, in the order they run.
 pub const ALL: &[Scenario] = &[
     Scenario {
-        name: "idle-64",
+        name: "redis-64m",
         about: "Redis with 64 MiB of random values, one client that increments a counter 1,000 times a second",
-        data_bytes: 64 << 20,
+        load: Load::Redis { mib: 64 },
+        movers: WITH_RUNC,
     },
     Scenario {
         name: "redis-1g",
         about: "Redis with 1 GiB of random values, one client that increments a counter 1,000 times a second",
-        data_bytes: 1 << 30,
+        load: Load::Redis { mib: 1024 },
+        movers: WITH_RUNC,
+    },
+    Scenario {
+        name: "redis-2g",
+        about: "Redis with 2 GiB of random values, the same client; the same bytes over one TLS connection",
+        load: Load::Redis { mib: 2048 },
+        movers: WITH_TLS,
+    },
+    Scenario {
+        name: "redis-4g",
+        about: "Redis with 4 GiB of random values, the same client",
+        load: Load::Redis { mib: 4096 },
+        movers: ALONE,
+    },
+    Scenario {
+        name: "dirty-10",
+        about: "1 GiB, of which 10 MiB/s are changed in random pages; one client that asks 1,000 times a second",
+        load: Load::Dirtier {
+            mib: 1024,
+            mib_per_s: 10,
+        },
+        movers: ALONE,
+    },
+    Scenario {
+        name: "dirty-50",
+        about: "As dirty-10, with 50 MiB/s",
+        load: Load::Dirtier {
+            mib: 1024,
+            mib_per_s: 50,
+        },
+        movers: ALONE,
+    },
+    Scenario {
+        name: "dirty-200",
+        about: "As dirty-10, with 200 MiB/s",
+        load: Load::Dirtier {
+            mib: 1024,
+            mib_per_s: 200,
+        },
+        movers: ALONE,
+    },
+    Scenario {
+        name: "processes-128",
+        about: "128 processes of 2 MiB each; one client that asks their parent 1,000 times a second",
+        load: Load::Processes { count: 128, mib: 2 },
+        movers: WITH_RUNC,
+    },
+    Scenario {
+        name: "threads-256",
+        about: "One process with 256 threads; one client that asks it 1,000 times a second",
+        load: Load::Threads { count: 256 },
+        movers: WITH_RUNC,
+    },
+    Scenario {
+        name: "connections-1000",
+        about: "A server with 1,000 clients, each of which asks every 100 ms",
+        load: Load::Connections { count: 1000 },
+        movers: ALONE,
+    },
+    Scenario {
+        name: "busy-1g",
+        about: "Redis with 1 GiB of random values, under `redis-benchmark -t set -c 1`",
+        load: Load::BusyRedis { mib: 1024 },
+        movers: ALONE,
     },
 ];
 
-/// The command that each of them runs, in the image `redis`.
-pub const COMMAND: &[&str] = &[
-    "redis-server",
-    "--dir",
-    DATA_DIR,
-    "--save",
-    "",
-    "--appendonly",
-    "no",
-    "--protected-mode",
-    "no",
-];
-
-/// Where the container's volume is mounted.
-pub const DATA_DIR: &str = "/var/lib/redis";
-
 impl Scenario {
-    /// The scenarios of these names; without names, all.
+    /// The scenarios of these names; without names, all. Each with `1 / divide` of its memory.
     ///
     /// # Errors
     /// There is none of a name.
-    pub fn choose(names: &[String]) -> Result<Vec<&'static Self>> {
+    pub fn choose(names: &[String], divide: usize) -> Result<Vec<Self>> {
+        let smaller = |scenario: &Self| Self {
+            load: scenario.load.divided(divide),
+            ..*scenario
+        };
         if names.is_empty() {
-            return Ok(ALL.iter().collect());
+            return Ok(ALL.iter().map(smaller).collect());
         }
         let find = |name: &String| {
             let known = || ALL.iter().map(|known| known.name).collect::<Vec<_>>().join(", ");
-            ALL.iter()
-                .find(|scenario| scenario.name == name)
+            let found = ALL.iter().find(|scenario| scenario.name == name);
+            found
+                .map(smaller)
                 .with_context(|| format!("there is no scenario {name}: the bench has {}", known()))
         };
         names.iter().map(find).collect()
-    }
-
-    /// Puts the data into a fresh Redis. It is random: nothing in it can be compressed or left out.
-    ///
-    /// # Errors
-    /// Redis does not take it.
-    pub fn fill(&self, redis: &mut Connection) -> Result<()> {
-        let mut random = blake3::Hasher::new().update(self.name.as_bytes()).finalize_xof();
-        let count = self.data_bytes.div_ceil(VALUE_BYTES as u64);
-        for first in (0..count).step_by(BATCH as usize) {
-            let mut words = vec![b"MSET".to_vec()];
-            for index in first..count.min(first + BATCH) {
-                let mut value = vec![0; VALUE_BYTES];
-                random.fill(&mut value);
-                words.push(format!("key:{index}").into_bytes());
-                words.push(value);
-            }
-            redis.ask(&words)?;
-        }
-        match redis.ask(&["DBSIZE"])? {
-            Answer::Number(keys) if u64::try_from(keys) == Ok(count) => Ok(()),
-            other => bail!("redis was given {count} values and has {other:?}"),
-        }
     }
 }
 
@@ -102,10 +135,12 @@ mod tests {
 
     #[test]
     fn a_scenario_is_chosen_by_name_and_none_means_all() {
-        assert_eq!(Scenario::choose(&[]).unwrap().len(), ALL.len());
-        let chosen = Scenario::choose(&["redis-1g".to_owned()]).unwrap();
-        assert_eq!(chosen[0].data_bytes, 1 << 30);
-        let error = Scenario::choose(&["redis".to_owned()]).unwrap_err().to_string();
-        assert!(error.contains("idle-64"), "{error}");
+        assert_eq!(Scenario::choose(&[], 1).unwrap().len(), ALL.len());
+        let chosen = Scenario::choose(&["redis-1g".to_owned()], 4).unwrap();
+        assert_eq!(chosen[0].load, Load::Redis { mib: 256 });
+        let error = Scenario::choose(&["redis".to_owned()], 1)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("redis-64m"), "{error}");
     }
 }

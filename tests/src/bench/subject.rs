@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::watcher::Noticed;
+
 /// A mover with its container, somewhere on the testbed. It is gone with the testbed.
 pub trait Subject {
     /// As the report calls it.
     fn name(&self) -> &'static str;
 
-    /// Where the container's Redis answers, before and after every move.
-    fn address(&self) -> SocketAddr;
+    /// Where the container answers, before and after every move; none for one who has no container, but only its bytes.
+    fn address(&self) -> Option<SocketAddr>;
 
     /// Moves the container to the other host.
     ///
@@ -28,11 +30,15 @@ pub struct Moved {
     /// Name of the host it went to.
     pub to: String,
     /// How long the container stood still.
-    pub blackout_us: u64,
+    pub blackout_us: Option<u64>,
     /// From the command to its success.
     pub total_us: u64,
+    /// From the command until the container stood still.
+    pub before_freeze_us: u64,
     /// Everything that went over the wire to the destination.
     pub bytes: u64,
+    /// The most resident memory of the mover's daemons while it moved: at the source, at the destination.
+    pub daemons_peak_bytes: Vec<u64>,
     /// What took how long, in order.
     pub spans: Vec<Stretch>,
 }
@@ -51,8 +57,9 @@ pub struct Stretch {
 pub struct Move {
     /// Which mover.
     pub subject: &'static str,
-    /// The client's longest time between two answers.
-    pub stall_us: u64,
+    /// What those noticed who waited for answers.
+    #[serde(flatten)]
+    pub noticed: Noticed,
     /// What the mover tells.
     #[serde(flatten)]
     pub moved: Moved,

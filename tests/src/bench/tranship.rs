@@ -1,15 +1,19 @@
 //! Tranship as a mover: the container, the volume and the command that a user would type.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, bail};
 
-use super::scenario;
+use super::load::{self, Load};
+use super::memory;
 use super::subject::{Moved, Stretch, Subject};
-use crate::images::{self, REDIS_PORT};
+use crate::images;
 use crate::testbed::{Host, Testbed};
+use crate::tranship::Migration;
 
-const CONTAINER: &str = "redis";
+const CONTAINER: &str = "load";
 
 /// A container of the daemons and where it is.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub struct Tranship {
     /// Where it is, and where it is not.
     hosts: [Host; 2],
     address: SocketAddr,
+    /// How many bytes the last move has sent, for whoever wants to send as many.
+    sent: Arc<AtomicU64>,
 }
 
 impl Tranship {
@@ -24,14 +30,14 @@ impl Tranship {
     ///
     /// # Errors
     /// The image has not been built, or the daemon refuses something.
-    pub fn start(bed: &Testbed) -> Result<Self> {
+    pub fn start(bed: &Testbed, load: &Load, sent: Arc<AtomicU64>) -> Result<Self> {
         let [here, there, ..] = bed.hosts() else {
             bail!("moving needs two hosts");
         };
         for host in [here, there] {
-            images::import(host, "redis")?;
+            images::import(host, load.image())?;
         }
-        let volume = format!("data:{}", scenario::DATA_DIR);
+        let volume = format!("data:{}", load::DATA_DIR);
         let options = [
             "run",
             "-d",
@@ -41,12 +47,15 @@ impl Tranship {
             "l2",
             "-v",
             &volume,
-            "redis",
+            load.image(),
         ];
-        here.tranship(&[&options[..], scenario::COMMAND].concat())?;
+        let command = load.command();
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        here.tranship(&[&options[..], &command].concat())?;
         Ok(Self {
             hosts: [here.clone(), there.clone()],
-            address: here.address_of(CONTAINER, REDIS_PORT)?,
+            address: here.address_of(CONTAINER, load.port())?,
+            sent,
         })
     }
 }
@@ -56,12 +65,15 @@ impl Subject for Tranship {
         "tranship"
     }
 
-    fn address(&self) -> SocketAddr {
-        self.address
+    fn address(&self) -> Option<SocketAddr> {
+        Some(self.address)
     }
 
     fn move_over(&mut self) -> Result<Moved> {
         let [from, to] = &self.hosts;
+        for host in [from, to] {
+            memory::reset_peak(host)?;
+        }
         let migration = from.migrate(CONTAINER, to.name())?;
         if migration.outcome != "done" {
             bail!("the migration is {}: {}", migration.outcome, migration.error);
@@ -73,12 +85,22 @@ impl Subject for Tranship {
         let moved = Moved {
             from: from.name().to_owned(),
             to: to.name().to_owned(),
-            blackout_us: migration.blackout_us,
+            blackout_us: Some(migration.blackout_us),
             total_us: migration.total_us,
+            before_freeze_us: before_freeze_us(&migration),
             bytes: migration.bytes_sent,
+            daemons_peak_bytes: vec![memory::peak(from)?, memory::peak(to)?],
             spans: spans.collect(),
         };
+        self.sent.store(moved.bytes, Ordering::Relaxed);
         self.hosts.reverse();
         Ok(moved)
     }
+}
+
+/// When the source entered the phase in which the container stands still.
+fn before_freeze_us(migration: &Migration) -> u64 {
+    let spans = migration.spans.iter();
+    let freeze = spans.filter(|span| span.phase == "freeze" && span.role == "source");
+    freeze.map(|span| span.start_us).min().unwrap_or(0)
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use tranship_tests::bench::course::{self, Mover};
+use tranship_tests::bench::course::{self, Mover, Moves};
 use tranship_tests::bench::machine::Machine;
 use tranship_tests::bench::report::Report;
 use tranship_tests::bench::scenario::Scenario;
@@ -17,12 +17,18 @@ use tranship_tests::testbed::Options;
 #[command(version)]
 struct Arguments {
     /// Moves of each mover and scenario that count.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     moves: u32,
+    /// The most by runc and rsync, which take their time.
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
+    baseline_moves: u32,
+    /// Move only one Nth of each scenario's memory, for a quick look.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    divide: usize,
     /// Only these scenarios.
     #[arg(long, value_name = "NAME")]
     scenario: Vec<String>,
-    /// Only these movers.
+    /// Only these movers, of those that a scenario has.
     #[arg(long, value_enum, value_name = "NAME")]
     mover: Vec<Mover>,
     /// Rate of each link, such as 1gbit; without it as fast as the machine.
@@ -59,10 +65,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
-    let scenarios = Scenario::choose(&arguments.scenario)?;
-    let movers = match arguments.mover.as_slice() {
-        [] => Mover::value_variants(),
-        some => some,
+    let scenarios = Scenario::choose(&arguments.scenario, arguments.divide)?;
+    let moves = Moves {
+        each: arguments.moves,
+        baseline: arguments.baseline_moves,
     };
     let options = Options {
         link: arguments.link,
@@ -74,7 +80,11 @@ fn run(arguments: Arguments) -> Result<()> {
     let machine = Machine::look()?;
     let mut outcomes = Vec::new();
     for scenario in scenarios {
-        outcomes.push(course::run(scenario, movers, arguments.moves, &options)?);
+        let wanted = |mover: &&Mover| arguments.mover.is_empty() || arguments.mover.contains(mover);
+        let movers: Vec<Mover> = scenario.movers.iter().filter(wanted).copied().collect();
+        if !movers.is_empty() {
+            outcomes.push(course::run(&scenario, &movers, moves, &options)?);
+        }
     }
     let report = Report::new(machine, options.link, outcomes);
     match arguments.format {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::scenario;
+use crate::bench::load::{self, Load};
 
 const CAPABILITIES: &[&str] = &[
     "CAP_AUDIT_WRITE",
@@ -36,14 +36,14 @@ pub struct Places<'a> {
 
 /// The `config.json` that runc reads. The system-call filter is that of Tranship's container, where there is one: CRIU has to
 /// carry it too.
-pub fn config(places: Places<'_>, seccomp: Option<Value>) -> Value {
+pub fn config(load: &Load, places: Places<'_>, seccomp: Option<Value>) -> Value {
     let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
     let mut config = json!({
         "ociVersion": "1.0.2",
-        "hostname": "redis",
+        "hostname": "load",
         "root": {"path": places.rootfs},
         "process": {
-            "args": scenario::COMMAND,
+            "args": load.command(),
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "cwd": "/",
             "user": {"uid": 0, "gid": 0},
@@ -61,7 +61,7 @@ pub fn config(places: Places<'_>, seccomp: Option<Value>) -> Value {
             mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
             mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
             {
-                "destination": scenario::DATA_DIR, "type": "bind", "source": places.volume,
+                "destination": load::DATA_DIR, "type": "bind", "source": places.volume,
                 "options": ["rbind", "rprivate", "rw"],
             },
         ],

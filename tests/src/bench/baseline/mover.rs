@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::config::{Places, config};
-use super::steps::{self, Told};
+use super::steps;
+use crate::bench::load::Load;
 use crate::bench::subject::{Moved, Subject};
 use crate::bench::{machine, timed};
-use crate::images::{self, REDIS_PORT};
+use crate::images;
 use crate::testbed::layout;
 use crate::testbed::{Host, Testbed};
 
@@ -26,6 +27,7 @@ const RUN: &str = "/run/be-baseline";
 pub struct Baseline {
     /// Where it is, and where it is not.
     hosts: [Host; 2],
+    load: Load,
 }
 
 impl Baseline {
@@ -33,21 +35,43 @@ impl Baseline {
     ///
     /// # Errors
     /// The image has not been built, or a step fails.
-    pub fn start(bed: &Testbed) -> Result<Self> {
+    pub fn start(bed: &Testbed, load: &Load) -> Result<Self> {
         let [here, there, ..] = bed.hosts() else {
             anyhow::bail!("the baseline needs two hosts");
         };
         let baseline = Self {
             hosts: [here.clone(), there.clone()],
+            load: *load,
         };
         let seccomp = filter_of_tranship(here)?;
         for (host, peer) in [(here, there), (there, here)] {
-            run(host, peer, steps::SETUP)?;
-            write_config(host, seccomp.clone())?;
-            run(host, peer, steps::READY)?;
+            baseline.run(host, peer, steps::SETUP)?;
+            write_config(load, host, seccomp.clone())?;
+            baseline.run(host, peer, steps::READY)?;
         }
-        run(here, there, steps::START)?;
+        baseline.run(here, there, steps::START)?;
         Ok(baseline)
+    }
+}
+
+impl Baseline {
+    fn run(&self, host: &Host, peer: &Host, script: &str) -> Result<String> {
+        let address = |host: &Host| {
+            let address = layout::address(host.name()).context("a host has an address")?;
+            Ok::<_, anyhow::Error>(address.to_string())
+        };
+        let mut bash = host.command("bash", ["-c"]);
+        bash.arg(format!("{}{script}", steps::COMMON))
+            .env("PATH", machine::path_with_criu())
+            .env("RUN", RUN)
+            .env("DISK", disk(host))
+            .env("OWN", address(host)?)
+            .env("PEER", address(peer)?)
+            .env("ADDRESS", ADDRESS.to_string())
+            .env("MAC", MAC)
+            .env("IMAGE", images::archive(self.load.image())?);
+        timed::run(&mut bash, steps::DEADLINE)
+            .with_context(|| format!("the baseline on host {}", host.name()))
     }
 }
 
@@ -56,23 +80,25 @@ impl Subject for Baseline {
         "runc+rsync"
     }
 
-    fn address(&self) -> SocketAddr {
-        (ADDRESS, REDIS_PORT).into()
+    fn address(&self) -> Option<SocketAddr> {
+        Some((ADDRESS, self.load.port()).into())
     }
 
     fn move_over(&mut self) -> Result<Moved> {
         let [from, to] = &self.hosts;
-        let left = told(from, to, steps::LEAVE)?;
-        let mut arrived = told(to, from, steps::ARRIVE)?;
-        run(from, to, steps::READY)?;
+        let left = steps::read(&self.run(from, to, steps::LEAVE)?)?;
+        let mut arrived = steps::read(&self.run(to, from, steps::ARRIVE)?)?;
+        self.run(from, to, steps::READY)?;
         let whole = arrived.end_us.saturating_sub(left.begin_us);
         let moved = Moved {
             from: from.name().to_owned(),
             to: to.name().to_owned(),
             // It stands still from its first step to its last: nothing is done while the container runs.
-            blackout_us: whole,
+            blackout_us: Some(whole),
             total_us: whole,
+            before_freeze_us: 0,
             bytes: left.bytes,
+            daemons_peak_bytes: Vec::new(),
             spans: {
                 let mut spans = left.spans;
                 spans.append(&mut arrived.spans);
@@ -101,29 +127,7 @@ fn filter_of_tranship(host: &Host) -> Result<Option<Value>> {
     Ok(Some(config["linux"]["seccomp"].take()))
 }
 
-fn told(host: &Host, peer: &Host, script: &str) -> Result<Told> {
-    steps::read(&run(host, peer, script)?)
-}
-
-fn run(host: &Host, peer: &Host, script: &str) -> Result<String> {
-    let address = |host: &Host| {
-        let address = layout::address(host.name()).context("a host has an address")?;
-        Ok::<_, anyhow::Error>(address.to_string())
-    };
-    let mut bash = host.command("bash", ["-c"]);
-    bash.arg(format!("{}{script}", steps::COMMON))
-        .env("PATH", machine::path_with_criu())
-        .env("RUN", RUN)
-        .env("DISK", disk(host))
-        .env("OWN", address(host)?)
-        .env("PEER", address(peer)?)
-        .env("ADDRESS", ADDRESS.to_string())
-        .env("MAC", MAC)
-        .env("IMAGE", images::archive("redis")?);
-    timed::run(&mut bash, steps::DEADLINE).with_context(|| format!("the baseline on host {}", host.name()))
-}
-
-fn write_config(host: &Host, seccomp: Option<Value>) -> Result<()> {
+fn write_config(load: &Load, host: &Host, seccomp: Option<Value>) -> Result<()> {
     let volume = disk(host).join("volume");
     let places = Places {
         rootfs: &format!("{RUN}/rootfs"),
@@ -133,7 +137,7 @@ fn write_config(host: &Host, seccomp: Option<Value>) -> Result<()> {
         cgroup: &format!("/{}/be-{}/redis", host.layout.cgroup(), host.name()),
     };
     let path = host.path(RUN).join("bundle/config.json");
-    let text = serde_json::to_vec_pretty(&config(places, seccomp))?;
+    let text = serde_json::to_vec_pretty(&config(load, places, seccomp))?;
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
