@@ -167,12 +167,15 @@ pub trait SourceHost: Send + Sync {
     /// Stops every task of the container by its cgroup's freezer.
     async fn freeze(&self) -> Result<(), HostError>;
 
-    /// Lets nothing of the container reach its network any more, while what others send still reaches it. Where that
-    /// cannot be had, nothing happens: [`SourceHost::cut_network`] follows.
-    async fn mute_network(&self) -> Result<(), HostError>;
+    /// While the container runs: has connections that no process holds, which a dump would miss, come to a process or to an
+    /// end. New ones wait. Takes some milliseconds at most, and leaves what cannot be had.
+    async fn settle_network(&self) -> Result<(), HostError>;
 
     /// Takes the container off its network: no packet leaves after this has returned.
     async fn cut_network(&self) -> Result<(), HostError>;
+
+    /// The destination has announced the container's address: adds to the images what has come here for it since the cut.
+    async fn gather_arrivals(&self) -> Result<(), HostError>;
 
     /// Writes the container's state and memory to images. The tasks are frozen before and after, whatever happens. CRIU
     /// is held until [`SourceHost::finish_dump`]: only until then do files without a name have one that can be sent.
@@ -256,7 +259,7 @@ pub trait DestinationHost: Send + Sync {
     async fn layers_complete(&self) -> Result<(), HostError>;
 
     /// Announces the container's address and keeps what arrives for it, until [`DestinationHost::plug_network`] hands it
-    /// over or the migration is dropped. The source has frozen and muted the container.
+    /// over or the migration is dropped. The source has frozen the container and cut it off.
     async fn hold_network(&self) -> Result<(), HostError>;
 
     /// Writes a step to the journal; durable when it returns.

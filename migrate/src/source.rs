@@ -253,20 +253,18 @@ impl Source {
         self.enter(Phase::Freeze)?;
         self.host.record(SourceStep::Freezing).await?;
         self.conversation.say(Body::Freezing(Freezing {})).await?;
-        self.frozen_at = Some(Instant::now());
         let host = Arc::clone(&self.host);
+        self.timings.measure("settle", host.settle_network()).await?;
+        self.frozen_at = Some(Instant::now());
         self.timings.measure("freezer", host.freeze()).await?;
         self.full_speed().await?;
-        self.hand_over_arrivals().await?;
         self.timings.measure("network cut", host.cut_network()).await?;
-        Ok(())
+        self.hand_over_arrivals().await
     }
 
-    /// What is sent to the container from here on waits at the destination, and nothing that is on its way is lost: the
-    /// container says nothing any more, but hears what arrives until the destination has announced its address.
+    /// What is sent to the container waits at the destination from here on. What has come here since the cut goes with the
+    /// images.
     async fn hand_over_arrivals(&mut self) -> Result<(), StepError> {
-        let host = Arc::clone(&self.host);
-        self.timings.measure("network muted", host.mute_network()).await?;
         let began = Instant::now();
         self.conversation.say(Body::Cut(Cut {})).await?;
         match self.hear("holding", REPLY).await? {
@@ -274,7 +272,7 @@ impl Source {
             other => return Err(unexpected("holding", &other)),
         }
         self.timings.record("destination holds", began, began.elapsed());
-        Ok(())
+        Ok(self.host.gather_arrivals().await?)
     }
 
     async fn drain(&mut self, reserved: &mut Reserved) -> Result<[u8; 32], StepError> {

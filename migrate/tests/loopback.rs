@@ -153,21 +153,25 @@ impl SourceHost for SimulatedSource {
         self.world.enter("freeze")
     }
 
-    async fn mute_network(&self) -> Result<(), HostError> {
+    async fn settle_network(&self) -> Result<(), HostError> {
         self.world
-            .with(|world| assert!(!world.source_runs, "muted while it ran"));
-        self.world.enter("mute network")
+            .with(|world| assert!(world.source_runs, "nobody is left to settle"));
+        self.world.enter("settle network")
     }
 
     async fn cut_network(&self) -> Result<(), HostError> {
         self.world.with(|world| {
-            assert!(
-                world.calls.contains(&"hold network"),
-                "cut before the destination held"
-            );
             world.source_on_network = false;
         });
         self.world.enter("cut network")
+    }
+
+    async fn gather_arrivals(&self) -> Result<(), HostError> {
+        self.world.with(|world| {
+            assert!(!world.source_on_network, "gathered before the cut");
+            assert!(world.calls.contains(&"hold network"), "gathered too early");
+        });
+        self.world.enter("gather arrivals")
     }
 
     async fn dump(&self) -> Result<DumpedImages, HostError> {
@@ -353,7 +357,7 @@ impl DestinationHost for SimulatedDestination {
 
     async fn hold_network(&self) -> Result<(), HostError> {
         self.world.with(|world| {
-            assert!(!world.source_runs, "held for a container that runs");
+            assert!(!world.source_on_network, "held while the source answers");
             world.destination_holds = true;
         });
         self.world.enter("hold network")
@@ -644,8 +648,9 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
         "prepare dump",
         "prepare restore",
         "freeze",
-        "mute network",
+        "settle network",
         "cut network",
+        "gather arrivals",
         "dump",
         "frozen trees",
         "finish dump",

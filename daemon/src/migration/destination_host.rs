@@ -19,7 +19,7 @@ use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
 use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby};
 
 use super::conductor::Shared;
-use super::held::{NEIGHBOURS, make_private, make_staging, remove_staging, stages};
+use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::memory::{Arrived, store_dir};
 use super::sink::LocalSink;
@@ -249,6 +249,8 @@ impl LocalDestination {
         let failed = |error| HostError::new("prepare the container's network", error);
         let request = self.network_request()?;
         let known = network::load_neighbours(&self.images().join(NEIGHBOURS)).map_err(failed)?;
+        let early = network::load_arrivals(&self.images().join(ARRIVALS)).map_err(failed)?;
+        self.shared.networks().add_early(&self.container, &early);
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let attachment = self
             .shared

@@ -26,6 +26,9 @@ pub type RuncEnd = Pin<Box<dyn Future<Output = Result<Started, StartError>> + Se
 /// File beside CRIU's images that names the neighbours the container knows.
 pub const NEIGHBOURS: &str = "neighbours.json";
 
+/// File beside CRIU's images that holds the frames which reached the source between its cut and the announcement.
+pub const ARRIVALS: &str = "arrivals";
+
 /// CRIU waits at `post-restore`; runc and the container's monitor wait for CRIU.
 pub struct LocalHeld {
     /// The connection CRIU waits on.

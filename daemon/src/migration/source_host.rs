@@ -13,7 +13,7 @@ use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory;
 use tranship_checkpoint::throttle::limit_cpus;
 use tranship_migrate::deadlines::{FREEZE, IMAGES, REPLY};
-use tranship_migrate::error::HostError;
+use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::SourceStep;
 use tranship_migrate::host::{
     ByteStream, CommitError, DestinationSays, DumpedImages, Event, MemoryMode, MemoryReader, SourceHost,
@@ -23,7 +23,7 @@ use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
 
 use super::conductor::Shared;
-use super::held::{NEIGHBOURS, make_private, make_staging, remove_staging, stages};
+use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::memory::LocalMemory;
 use super::plan::fixed_cost;
@@ -31,6 +31,12 @@ use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
 use crate::network::{self, Attachment, NetworkRequest};
 use crate::registry::ContainerRecord;
+
+/// How long connections that no process holds are waited for while the container runs. Clients who come meanwhile wait.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// How long while it stands still: for what a process has closed just before.
+const SETTLE_FROZEN: Duration = Duration::from_millis(5);
 
 /// One container on its way to another host.
 pub struct LocalSource {
@@ -254,19 +260,38 @@ impl SourceHost for LocalSource {
             .map_err(|error| HostError::new("freeze the container", error))
     }
 
-    async fn mute_network(&self) -> Result<(), HostError> {
+    async fn settle_network(&self) -> Result<(), HostError> {
         let attachment = self.attachment().await?;
-        let muted = self.shared.networks().mute(attachment).await;
-        muted.map_err(|error| HostError::new("mute the container", error))
+        let deadline = std::time::Instant::now() + SETTLE;
+        // What is lost without it is a connection that is just being made, which the container moves without.
+        if let Err(error) = self.shared.networks().settle(attachment, deadline).await {
+            tracing::warn!(migration_id = %self.migration, error = %chain(&error), "new connections are not held back");
+        }
+        Ok(())
     }
 
     async fn cut_network(&self) -> Result<(), HostError> {
         let failed = |error| HostError::new("cut the container's network", error);
         let attachment = self.attachment().await?;
-        let cut = self.shared.networks().unplug(attachment).await;
-        cut.map_err(failed)?;
+        let deadline = std::time::Instant::now() + SETTLE_FROZEN;
+        let left = self
+            .shared
+            .networks()
+            .unowned(attachment, deadline)
+            .await
+            .map_err(failed)?;
+        if !left.is_none() {
+            tracing::warn!(migration_id = %self.migration, new = left.new, closing = left.closing, "connections that no process holds stay behind: their clients hear nothing more");
+        }
+        self.shared.networks().cut(attachment).await.map_err(failed)?;
         let known = network::neighbours_of(self.anatomy.record.pid).map_err(failed)?;
         network::save_neighbours(&self.staging().join("images").join(NEIGHBOURS), &known).map_err(failed)
+    }
+
+    async fn gather_arrivals(&self) -> Result<(), HostError> {
+        let frames = self.shared.networks().caught(self.attachment().await?).await;
+        network::save_arrivals(&self.staging().join("images").join(ARRIVALS), &frames)
+            .map_err(|error| HostError::new("keep what was sent to the container", error))
     }
 
     async fn dump(&self) -> Result<DumpedImages, HostError> {
@@ -332,6 +357,7 @@ impl SourceHost for LocalSource {
     async fn drop_staging(&self) -> Result<(), HostError> {
         // One that was prepared but never used ends with its connection.
         self.dump.lock().await.take();
+        self.shared.networks().let_go(&self.anatomy.record.id).await;
         remove_staging(self.staging()).await
     }
 

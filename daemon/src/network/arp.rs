@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use super::mac::MacAddr;
-use crate::sys::packet::{ArpSocket, HEADER_BYTES};
+use crate::sys::packet::{ArpSocket, FrameSocket, HEADER_BYTES};
 
 /// Bytes of an ARP packet for IPv4 over Ethernet.
 const PACKET_BYTES: usize = 28;
@@ -148,7 +148,7 @@ pub(super) fn probe(link: &str, ip: Ipv4Addr, expected: Option<MacAddr>) -> std:
 ///
 /// # Errors
 /// When the link is down or gone.
-pub(super) fn announce(socket: &ArpSocket, mac: MacAddr, ip: Ipv4Addr) -> std::io::Result<()> {
+pub(super) fn announce(socket: &FrameSocket, mac: MacAddr, ip: Ipv4Addr) -> std::io::Result<()> {
     let packets = Packet::announcements(mac, ip);
     packets
         .iter()

@@ -16,19 +16,20 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rtnetlink::packet_route::link::InfoBridgePort;
 use rtnetlink::{LinkBridgePort, LinkUnspec};
 use tranship_proto::ids::ContainerId;
 
-use super::attachment::{Interface, NetworkRequest};
+use super::attachment::{Attachment, Interface, NetworkRequest};
+use super::catch::{Kept, Relay};
 use super::error::NetworkError;
 use super::links::{Link, Links};
 use super::mac::MacAddr;
 use super::networks::{Networks, Place};
 use super::{arp, netns};
-use crate::sys::packet::{ArpSocket, ETHERTYPE_ARP, FrameSocket, HEADER_BYTES};
+use crate::sys::packet::{ETHERTYPE_ARP, FrameSocket, HEADER_BYTES};
 use crate::sys::tap::Tap;
 
 /// Most frames that wait for one container: what eight thousand busy clients have under way.
@@ -38,7 +39,7 @@ const MOST_FRAMES: u32 = 8192;
 const MOST_BYTES: u32 = 16 << 20;
 
 /// Longest frame there can be.
-const FRAME_BYTES: usize = 1 << 16;
+pub(super) const FRAME_BYTES: usize = 1 << 16;
 
 /// What has been handed over to a container, and what could not be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,19 +63,48 @@ impl Holds {
         self.lock().get(id).cloned()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, Arc<Hold>>> {
-        self.by_container.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Hold>>> {
+        lock(&self.by_container)
     }
 }
 
-/// One container's tap.
+/// The tap of one container.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct Trap {
     tap: Tap,
-    link: u32,
     name: String,
     mac: MacAddr,
     ip: Ipv4Addr,
+}
+
+impl Trap {
+    pub(super) fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    pub(super) fn next<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>, NetworkError> {
+        self.tap
+            .next(buffer)
+            .map_err(NetworkError::io(format!("read from the tap {}", self.name)))
+    }
+
+    pub(super) fn is_for(&self, frame: &[u8]) -> bool {
+        is_for(frame, self.mac, self.ip)
+    }
+}
+
+/// What waits for one container. Sockets are kept until its end: the kernel takes milliseconds to close one.
+#[derive(Debug)]
+pub(super) struct Hold {
+    trap: Arc<Trap>,
+    link: u32,
+    /// Into the bridge.
+    voice: FrameSocket,
+    /// Into the cable.
+    cable: Mutex<Option<Arc<FrameSocket>>>,
+    relay: Mutex<Option<Relay>>,
+    /// What came before all that is in the tap.
+    early: Mutex<Kept>,
 }
 
 impl Networks {
@@ -100,6 +130,19 @@ impl Networks {
         Ok(())
     }
 
+    /// As [`Self::expect`], for a container of this host.
+    pub(super) async fn make_hold(&self, attachment: &Attachment) -> Result<Option<Arc<Hold>>, NetworkError> {
+        let interface = attachment.interface.as_ref();
+        let request = NetworkRequest {
+            network: attachment.network.clone(),
+            ip: interface.map(|interface| interface.ip),
+            mac: interface.map(|interface| interface.mac),
+            taken: Vec::new(),
+        };
+        self.expect(&attachment.container, &request).await?;
+        Ok(self.shared.holds.of(&attachment.container))
+    }
+
     /// Announces the address of a container that its source has cut off, and keeps what arrives for it until
     /// [`Self::plug`]. Not a packet of the container leaves.
     ///
@@ -107,19 +150,31 @@ impl Networks {
     /// As [`Self::expect`], which this does where it was not done before.
     pub async fn hold(&self, id: &ContainerId, request: &NetworkRequest) -> Result<(), NetworkError> {
         self.expect(id, request).await?;
-        let (Some(hold), Place::L2(_, config)) = (self.shared.holds.of(id), self.place(&request.network)?)
-        else {
-            return Ok(());
-        };
-        hold.begin(&self.shared.links, &config.bridge).await
+        match self.shared.holds.of(id) {
+            Some(hold) => hold.begin(&self.shared.links).await,
+            None => Ok(()),
+        }
     }
 
-    /// Holds nothing any more for this container; what still waits is lost. Nothing held is as good.
+    /// Adds frames that another host has kept for a container that is held here; they are handed over first.
+    pub fn add_early(&self, id: &ContainerId, frames: &[Vec<u8>]) {
+        if let Some(hold) = self.shared.holds.of(id) {
+            let mut early = lock(&hold.early);
+            frames.iter().for_each(|frame| early.add(frame));
+        }
+    }
+
+    /// Holds nothing any more for this container; what still waits is lost, unless the container is still connected.
+    /// Nothing held is as good.
     pub async fn let_go(&self, id: &ContainerId) {
         let hold = self.shared.holds.lock().remove(id);
         if let Some(hold) = hold {
             // The kernel takes its time to remove a link.
-            crate::blocking::run(move || drop(hold)).await;
+            crate::blocking::run(move || {
+                hold.stop_relay();
+                drop(hold);
+            })
+            .await;
         }
     }
 }
@@ -155,29 +210,71 @@ impl Hold {
             .append_info_data(InfoBridgePort::MulticastFlood(false))
             .append_info_data(InfoBridgePort::BroadcastFlood(false));
         links.change(&what, deaf.build()).await?;
-        Ok(Self {
+        let voice = FrameSocket::open(&bridge.name)
+            .map_err(NetworkError::io(format!("open a socket on {}", bridge.name)))?;
+        let trap = Trap {
             tap,
-            link,
             name,
             mac: interface.mac,
             ip: interface.ip,
+        };
+        // What was flooded there before it was deaf.
+        let mut buffer = vec![0; FRAME_BYTES];
+        while trap.next(&mut buffer)?.is_some() {}
+        Ok(Self {
+            trap: Arc::new(trap),
+            link,
+            voice,
+            cable: Mutex::default(),
+            relay: Mutex::default(),
+            early: Mutex::default(),
         })
     }
 
-    async fn begin(&self, links: &Links, bridge: &str) -> Result<(), NetworkError> {
-        // What was flooded here before it was deaf.
-        let mut buffer = vec![0; FRAME_BYTES];
-        while self.next(&mut buffer)?.is_some() {}
-        // Who asks for the address is answered when the container is.
-        let listens = LinkBridgePort::new(self.link).append_info_data(InfoBridgePort::BroadcastFlood(true));
-        links
-            .change(&format!("open the tap {}", self.name), listens.build())
-            .await?;
-        links.learn(self.link, self.mac).await?;
+    async fn begin(&self, links: &Links) -> Result<(), NetworkError> {
+        let Trap { mac, ip, .. } = *self.trap;
+        self.yield_to_others(links).await?;
         // Once: of a container that its source takes back nothing may follow.
-        ArpSocket::open(bridge)
-            .and_then(|socket| arp::announce(&socket, self.mac, self.ip))
-            .map_err(NetworkError::io(format!("announce the address {}", self.ip)))
+        arp::announce(&self.voice, mac, ip).map_err(NetworkError::io(format!("announce the address {ip}")))
+    }
+
+    /// Sends what is meant for a connected container past the tap on its way.
+    pub(super) async fn catch(&self, links: &Links, cable: &str) -> Result<(), NetworkError> {
+        let socket = self.open_cable(cable)?;
+        *lock(&self.relay) = Some(Relay::start(Arc::clone(&self.trap), socket)?);
+        // Whatever the container says meanwhile, it is here that it is heard.
+        links.pin(self.link, self.trap.mac).await
+    }
+
+    pub(super) fn keep_all(&self) {
+        if let Some(relay) = &*lock(&self.relay) {
+            relay.keep_all();
+        }
+    }
+
+    /// Has the bridge bring everything here until the address is announced elsewhere. Who asks for it is answered when the
+    /// container is.
+    pub(super) async fn yield_to_others(&self, links: &Links) -> Result<(), NetworkError> {
+        links.learn(self.link, self.trap.mac).await?;
+        let listens = LinkBridgePort::new(self.link).append_info_data(InfoBridgePort::BroadcastFlood(true));
+        let what = format!("open the tap {}", self.trap.name);
+        links.change(&what, listens.build()).await
+    }
+
+    /// Everything that has been kept so far; blocks for a millisecond.
+    pub(super) fn caught(&self) -> Vec<Vec<u8>> {
+        self.stop_relay();
+        lock(&self.early).frames.clone()
+    }
+
+    fn stop_relay(&self) {
+        let relay = lock(&self.relay).take();
+        if let Some(relay) = relay {
+            let kept = relay.stop();
+            let mut early = lock(&self.early);
+            kept.frames.iter().for_each(|frame| early.add(frame));
+            early.lost += kept.lost;
+        }
     }
 
     /// Hands over what has waited to the container at the other end of `cable`, which is a port of the bridge already.
@@ -187,18 +284,16 @@ impl Hold {
         links: &Links,
         cable: &Link,
     ) -> Result<Delivered, NetworkError> {
-        let socket = FrameSocket::open(&cable.name)
-            .map_err(NetworkError::io(format!("open a socket on {}", cable.name)))?;
-        let socket = Arc::new(socket);
+        let socket = self.open_cable(&cable.name)?;
         // The container's own answers must not call the frames that come now past those that have waited.
-        links.pin(self.link, self.mac).await?;
+        links.pin(self.link, self.trap.mac).await?;
         let mut delivered = self.deliver(&socket).await?;
-        links.learn(cable.index, self.mac).await?;
+        links.learn(cable.index, self.trap.mac).await?;
         let rest = self.deliver(&socket).await?;
         delivered.frames += rest.frames;
         delivered.bytes += rest.bytes;
         delivered.lost += rest.lost;
-        let tap = links.find(&self.name).await?;
+        let tap = links.find(&self.trap.name).await?;
         delivered.lost += tap.map_or(0, |tap| tap.dropped);
         Ok(delivered)
     }
@@ -206,18 +301,18 @@ impl Hold {
     async fn deliver(self: &Arc<Self>, socket: &Arc<FrameSocket>) -> Result<Delivered, NetworkError> {
         let (hold, socket) = (Arc::clone(self), Arc::clone(socket));
         crate::blocking::run(move || {
-            let mut delivered = Delivered::default();
+            hold.stop_relay();
+            let early = std::mem::take(&mut *lock(&hold.early));
+            let mut delivered = Delivered {
+                lost: early.lost,
+                ..Delivered::default()
+            };
+            let frames = early.frames.iter().filter(|frame| hold.trap.is_for(frame));
+            frames.for_each(|frame| delivered.send(&socket, frame));
             let mut buffer = vec![0; FRAME_BYTES];
-            while let Some(frame) = hold.next(&mut buffer)? {
-                if !is_for(frame, hold.mac, hold.ip) {
-                    continue;
-                }
-                match socket.send(frame) {
-                    Ok(()) => {
-                        delivered.frames += 1;
-                        delivered.bytes += frame.len() as u64;
-                    }
-                    Err(_) => delivered.lost += 1,
+            while let Some(frame) = hold.trap.next(&mut buffer)? {
+                if hold.trap.is_for(frame) {
+                    delivered.send(&socket, frame);
                 }
             }
             Ok(delivered)
@@ -225,11 +320,28 @@ impl Hold {
         .await
     }
 
-    fn next<'b>(&self, buffer: &'b mut [u8]) -> Result<Option<&'b [u8]>, NetworkError> {
-        self.tap
-            .next(buffer)
-            .map_err(NetworkError::io(format!("read from the tap {}", self.name)))
+    fn open_cable(&self, name: &str) -> Result<Arc<FrameSocket>, NetworkError> {
+        let opened = FrameSocket::open(name).map_err(NetworkError::io(format!("open a socket on {name}")))?;
+        let socket = Arc::new(opened);
+        *lock(&self.cable) = Some(Arc::clone(&socket));
+        Ok(socket)
     }
+}
+
+impl Delivered {
+    fn send(&mut self, socket: &FrameSocket, frame: &[u8]) {
+        match socket.send(frame) {
+            Ok(()) => {
+                self.frames += 1;
+                self.bytes += frame.len() as u64;
+            }
+            Err(_) => self.lost += 1,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Frames that may wait, so that both bounds are kept.

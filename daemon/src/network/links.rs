@@ -10,9 +10,7 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -93,21 +91,6 @@ impl Links {
     pub(super) async fn pin(&self, port: u32, mac: MacAddr) -> Result<(), NetworkError> {
         self.station(port, mac, NeighbourFlags::Controller | NeighbourFlags::Sticky)
             .await
-    }
-
-    /// Has a bridge forget that a MAC is behind this port; not known there is as good.
-    pub(super) async fn unlearn(&self, port: u32, mac: MacAddr) -> Result<(), NetworkError> {
-        let mut message = NeighbourMessage::default();
-        message.header.family = AddressFamily::Bridge;
-        message.header.ifindex = port;
-        message.header.flags = NeighbourFlags::Controller;
-        let mac = NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec());
-        message.attributes.push(mac);
-        let request = self.handle.neighbours().del(message);
-        match deadline("have a bridge forget a container", request.execute()).await {
-            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(()),
-            result => result,
-        }
     }
 
     async fn station(&self, port: u32, mac: MacAddr, flags: NeighbourFlags) -> Result<(), NetworkError> {

@@ -17,7 +17,8 @@
 //! bridge; while it is out, the host's own stack is deaf on it (no ARP answers, no IPv6, no forwarding).
 //!
 //! A container that is on its way has a tap in its place at the destination ([`Networks::hold`]): what is sent to it
-//! meanwhile waits there. At its source it is muted first and taken off after the destination has announced the address.
+//! meanwhile waits there. At its source another tap keeps what comes until the destination has announced the address
+//! ([`Networks::settle`], [`Networks::cut`]). So there is no moment at which a frame finds nobody.
 //!
 //! Nothing is kept in files: the kernel is asked. The host's end of the veth carries the network and the container's id as
 //! its alias, so a daemon that starts again finds everything by [`Networks::find`].
@@ -27,9 +28,11 @@
 
 mod address;
 mod arp;
+mod arrivals;
 mod attachment;
 mod bridge;
 mod cable;
+mod catch;
 mod cut;
 mod error;
 mod hold;
@@ -39,12 +42,15 @@ mod mac;
 mod neighbours;
 mod netns;
 mod networks;
+mod sockets;
 
+pub use arrivals::{load_arrivals, save_arrivals};
 pub use attachment::{Attachment, Interface, NetworkRequest};
 pub use error::NetworkError;
 pub use mac::MacAddr;
 pub use neighbours::{Neighbour, load_neighbours, neighbours_of, save_neighbours};
 pub use networks::Networks;
+pub use sockets::Unowned;
 
 #[cfg(test)]
 mod tests;

@@ -235,15 +235,6 @@ impl Networks {
         .await
     }
 
-    /// Lets nothing of a container that stands still reach the network, while it still gets what others send: until the
-    /// address is announced elsewhere, and [`Self::unplug`] cuts it off. Where the kernel cannot do that nothing changes.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub async fn mute(&self, attachment: &Attachment) -> Result<(), NetworkError> {
-        cut::mute(&self.shared.links, &self.shared.announcers, attachment).await
-    }
-
     /// Takes the container's link out of its bridge, in one message to the kernel: nothing gets from the container to
     /// the network or back. Its own view does not change: the link is up, neighbours are known. Answers how long it took.
     ///

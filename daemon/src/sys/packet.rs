@@ -52,12 +52,11 @@ impl ArpSocket {
     /// # Errors
     /// When the link is down or gone.
     pub fn broadcast(&self, source: [u8; 6], payload: &[u8]) -> io::Result<()> {
-        let mut frame = Vec::with_capacity(HEADER_BYTES + payload.len());
-        frame.extend_from_slice(&[0xff; 6]);
-        frame.extend_from_slice(&source);
-        frame.extend_from_slice(&ETHERTYPE_ARP.to_be_bytes());
-        frame.extend_from_slice(payload);
-        rustix::net::send(&self.fd, &frame, rustix::net::SendFlags::empty())?;
+        rustix::net::send(
+            &self.fd,
+            &to_everybody(source, payload),
+            rustix::net::SendFlags::empty(),
+        )?;
         Ok(())
     }
 
@@ -110,6 +109,18 @@ impl FrameSocket {
         rustix::net::send(&self.fd, frame, rustix::net::SendFlags::empty())?;
         Ok(())
     }
+
+    /// Sends an ARP packet to everybody on the link, in a frame from `source`.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn broadcast(&self, source: [u8; 6], payload: &[u8]) -> io::Result<()> {
+        self.send(&to_everybody(source, payload))
+    }
+}
+
+fn to_everybody(source: [u8; 6], payload: &[u8]) -> Vec<u8> {
+    [&[0xff; 6][..], &source, &ETHERTYPE_ARP.to_be_bytes(), payload].concat()
 }
 
 /// A raw socket on the link of that name, which receives what is of this ethertype.

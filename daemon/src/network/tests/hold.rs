@@ -175,33 +175,108 @@ fn more_than_there_is_room_for_is_dropped_and_counted() {
     assert!((8160..=8192).contains(&delivered.frames), "{delivered:?}");
 }
 
+/// A host that settles, cuts off and takes back a container, a step each time it is told to.
+fn hesitate(segment: &Arc<Segment>, place: &Attachment) -> (thread::JoinHandle<()>, impl FnMut() + use<>) {
+    let (steps, next) = mpsc::channel();
+    let (reports, done) = mpsc::channel();
+    let (segment, place) = (Arc::clone(segment), place.clone());
+    let host = thread::spawn(move || {
+        segment.on_host(async move |networks| {
+            next.recv().unwrap();
+            let soon = Instant::now() + Duration::from_millis(20);
+            assert!(networks.settle(&place, soon).await.unwrap().is_none());
+            reports.send(()).unwrap();
+            next.recv().unwrap();
+            networks.cut(&place).await.unwrap();
+            reports.send(()).unwrap();
+            next.recv().unwrap();
+            networks.plug(&place).await.unwrap();
+            networks.let_go(&place.container).await;
+            reports.send(()).unwrap();
+        });
+    });
+    let step = move || {
+        steps.send(()).unwrap();
+        done.recv().expect("the step failed, see above");
+    };
+    (host, step)
+}
+
 #[test]
-fn a_muted_container_says_nothing_and_still_hears_until_it_is_plugged_in_again() {
-    let segment = Segment::new();
+fn who_comes_while_a_container_is_being_cut_off_waits_and_all_else_goes_on() {
+    let segment = Arc::new(Segment::new());
     let place = segment.attach(&container(24), coming()).unwrap();
+    let listener = segment.inside(&place, || std::net::TcpListener::bind((IP, 7001)).unwrap());
+    let mut client = segment
+        .neighbour
+        .run(|| std::net::TcpStream::connect((IP, 7001)).unwrap());
+    let (mut server, _) = listener.accept().unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
     let inner = segment.inner_socket(&place);
     let outer = segment.neighbour.run(|| socket(NEIGHBOUR));
+    assert!(reaches(&outer, &inner));
+    let (host, mut step) = hesitate(&segment, &place);
+    let mut word = [0; 4];
+
+    step();
     assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
-    let muted = place.clone();
-    segment
-        .on_host(async move |networks| networks.mute(&muted).await)
-        .unwrap();
-    assert!(!reaches(&inner, &outer), "it is mute");
-    assert!(reaches(&outer, &inner), "it is not deaf");
-    let plugged = place.clone();
-    segment
-        .on_host(async move |networks| networks.plug(&plugged).await)
-        .unwrap();
-    assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
-    segment
-        .on_host(async move |networks| {
-            networks.mute(&place).await?;
-            networks.unplug(&place).await?;
-            networks.mute(&place).await?;
-            networks.plug(&place).await
+    std::io::Write::write_all(&mut client, b"pass").unwrap();
+    std::io::Read::read_exact(&mut server, &mut word).unwrap();
+    let comes = {
+        let segment = Arc::clone(&segment);
+        thread::spawn(move || {
+            segment.neighbour.run(|| {
+                let began = Instant::now();
+                std::net::TcpStream::connect((IP, 7001)).unwrap();
+                began.elapsed()
+            })
         })
-        .unwrap();
+    };
+    listener.set_nonblocking(true).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    assert!(listener.accept().is_err(), "who comes now waits");
+
+    step();
+    std::io::Write::write_all(&mut client, b"wait").unwrap();
+    assert!(std::io::Read::read_exact(&mut server, &mut word).is_err());
+    assert!(!reaches(&inner, &outer), "nothing leaves");
+
+    step();
+    std::io::Read::read_exact(&mut server, &mut word).unwrap();
+    assert_eq!(&word, b"wait");
+    let waited = comes.join().unwrap();
+    assert!(
+        waited < Duration::from_millis(950),
+        "it was not the second packet that was heard: {waited:?}"
+    );
     assert!(reaches(&inner, &outer) && reaches(&outer, &inner));
+    host.join().unwrap();
+    assert!(!segment.leftovers().contains("th-"));
+}
+
+#[test]
+fn who_was_kept_waiting_is_let_in_when_the_container_stays() {
+    let segment = Arc::new(Segment::new());
+    let place = segment.attach(&container(26), coming()).unwrap();
+    let listener = segment.inside(&place, || std::net::TcpListener::bind((IP, 7001)).unwrap());
+    let settled = place.clone();
+    let neighbour = Arc::clone(&segment);
+    let waited = segment.on_host(async move |networks| {
+        let soon = Instant::now() + Duration::from_millis(5);
+        assert!(networks.settle(&settled, soon).await.unwrap().is_none());
+        let comes = thread::spawn(move || {
+            neighbour.neighbour.run(|| {
+                let began = Instant::now();
+                std::net::TcpStream::connect((IP, 7001)).unwrap();
+                began.elapsed()
+            })
+        });
+        thread::sleep(Duration::from_millis(50));
+        networks.let_go(&settled.container).await;
+        comes.join().unwrap()
+    });
+    assert!(waited < Duration::from_millis(950), "{waited:?}");
+    drop(listener);
 }
 
 #[test]
