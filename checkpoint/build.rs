@@ -1,24 +1,35 @@
-//! Builds the library that the relay loads into CRIU, from `src/sys/view/preload.rs`, for `src/sys/view` to embed.
+//! Builds the libraries that the relay loads into CRIU, for the modules of `src/sys` to embed.
 //!
-//! It is built here and not as a crate of its own because it must not carry the standard library: every program that
-//! CRIU starts would have to find that library's own dependencies.
+//! They are built here and not as crates of their own because they must not carry the standard library: every program
+//! that CRIU starts would have to find that library's own dependencies.
 
 use std::env;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// Libraries to build, each from `src/sys/NAME/preload.rs`.
+const LIBRARIES: [&str; 2] = ["undo", "view"];
+
 fn main() -> Result<(), Box<dyn Error>> {
+    for name in LIBRARIES {
+        build(name)?;
+    }
+    Ok(())
+}
+
+fn build(name: &str) -> Result<(), Box<dyn Error>> {
     let variable = |name: &str| env::var_os(name).ok_or_else(|| format!("cargo has not set {name}"));
-    println!("cargo::rerun-if-changed=src/sys/view");
-    let library = PathBuf::from(variable("OUT_DIR")?).join("view.so");
+    let source = format!("src/sys/{name}/preload.rs");
+    println!("cargo::rerun-if-changed=src/sys/{name}");
+    let library = PathBuf::from(variable("OUT_DIR")?).join(format!("{name}.so"));
     let mut rustc = Command::new(variable("RUSTC")?);
     rustc
         .args([
             "--edition",
             "2024",
             "--crate-name",
-            "view",
+            name,
             "--crate-type",
             "cdylib",
         ])
@@ -33,13 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         argument.push(linker);
         rustc.arg("-C").arg(argument);
     }
-    let status = rustc
-        .arg("-o")
-        .arg(&library)
-        .arg("src/sys/view/preload.rs")
-        .status()?;
+    let status = rustc.arg("-o").arg(&library).arg(&source).status()?;
     if !status.success() {
-        return Err(format!("src/sys/view/preload.rs cannot be built: {status}").into());
+        return Err(format!("{source} cannot be built: {status}").into());
     }
     Ok(())
 }

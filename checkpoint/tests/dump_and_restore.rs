@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use support::{Side, criu, end_of, loopback_up, soon, wait_until};
 use tranship_checkpoint::criu::{
-    BarrierStage, Dump, DumpError, Operation, Relay, RelayError, RestoreError, discard, dump, remove_ghosts,
+    BarrierStage, Dump, DumpError, Operation, Relay, RelayError, RestoreError, discard, dump, journal_of,
+    remove_ghosts,
 };
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::process_tree;
@@ -248,7 +249,8 @@ async fn a_criu_that_is_killed_at_the_barrier_does_not_let_the_container_run() {
     assert_stands_still(&side);
     let error = process_tree::verify_untouched(&side.cgroup).unwrap_err();
     assert!(error.to_string().contains("in repair"), "{error}");
-    assert!(process_tree::recover(&side.cgroup).unwrap() > 0);
+    let journal = journal_of(&side.path("relay"));
+    assert!(process_tree::recover(&side.cgroup, &journal).unwrap().connections > 0);
     freezer.thaw().unwrap();
     assert_goes_on(&side);
 }

@@ -28,6 +28,19 @@ struct Fault {
     exit_code: i32,
 }
 
+/// A CRIU that is killed so many seconds after it has begun to trace a task.
+macro_rules! killed_in_a_dump {
+    ($seconds:literal) => {
+        concat!(
+            "
+    (until grep -qs \"^TracerPid:.$$\\$\" /proc/[0-9]*/status; do :; done; sleep ",
+            $seconds,
+            "; kill -KILL $$) </dev/null >/dev/null 2>&1 &
+    exec \"$real\" \"$@\""
+        )
+    };
+}
+
 /// Its standard input must be said; other descriptors go along by themselves.
 const KILLED: &str = "
     \"$real\" \"$@\" <&0 &
@@ -37,8 +50,26 @@ const KILLED: &str = "
     done
     wait $pid";
 
-/// CRIU's own faults are numbers: see its `fault-injection.h`. One that is killed at a random moment may leave a task at a
-/// system call that it has put there; nobody can undo that, and the container then stays frozen.
+/// Killed from outside when it has begun to dump: as soon as that is seen, and some milliseconds later.
+const KILLED_IN_A_DUMP: [Fault; 3] = [
+    Fault {
+        what: "is killed when it has the tasks",
+        script: killed_in_a_dump!("0"),
+        exit_code: ROLLED_BACK,
+    },
+    Fault {
+        what: "is killed a little later",
+        script: killed_in_a_dump!("0.01"),
+        exit_code: ROLLED_BACK,
+    },
+    Fault {
+        what: "is killed later still",
+        script: killed_in_a_dump!("0.02"),
+        exit_code: ROLLED_BACK,
+    },
+];
+
+/// CRIU's own faults are numbers: see its `fault-injection.h`.
 const DUMP_FAULTS: [Fault; 4] = [
     Fault {
         what: "refuses to work",
@@ -83,6 +114,11 @@ const RESTORE_FAULTS: [Fault; 3] = [
 #[test]
 fn a_dump_that_fails_leaves_the_container_running() -> Result<()> {
     with_broken_criu("a", &DUMP_FAULTS)
+}
+
+#[test]
+fn a_criu_that_is_killed_in_a_dump_leaves_the_container_running() -> Result<()> {
+    with_broken_criu("a", &KILLED_IN_A_DUMP)
 }
 
 #[test]

@@ -164,6 +164,7 @@ impl Dump {
     pub async fn prepare(request: DumpRequest, deadline: Instant) -> Result<Self, DumpError> {
         let freezer = Freezer::of_cgroup(&request.cgroup)?;
         let mut relay = Relay::bind(&request.relay_dir, &request.criu, Operation::Dump)?;
+        relay.freeze_at_end(&request.cgroup);
         if let Some(level) = request.log_level {
             relay.set_log_level(level);
         }

@@ -28,13 +28,16 @@ use super::options;
 use super::packet;
 use super::rpc::{self, Malformed, Setting, kind, option};
 use super::unprivileged::Permission;
-use super::wire::{AREAS_NAME, Memory, Operation, environment};
+use super::wire::{AREAS_NAME, JOURNAL_NAME, Memory, Operation, environment};
 use crate::sys::inherited;
+use crate::sys::undo::Undo;
 use crate::sys::view::View;
 
+mod guard;
 mod link;
 mod session;
 
+use guard::Guard;
 use link::DaemonLink;
 use session::Session;
 
@@ -105,6 +108,7 @@ pub struct Settings {
     log_level: Option<u64>,
     memory: Memory,
     lazy_pages: bool,
+    cgroup: Option<String>,
 }
 
 impl Settings {
@@ -125,6 +129,7 @@ impl Settings {
                 Memory::of_word(word.to_str().unwrap_or_default())
             }),
             lazy_pages: variable(environment::LAZY_PAGES).is_some(),
+            cgroup: variable(environment::CGROUP).and_then(|cgroup| cgroup.into_string().ok()),
         }
     }
 }
@@ -159,12 +164,20 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
         }
         first.bytes = rpc::override_options(&first.bytes, &edits)?;
     }
-    let hide = *operation == Operation::Dump && settings.memory == Memory::StateOnly;
+    let dumps = held && *operation == Operation::Dump;
+    let hide = dumps && settings.memory == Memory::StateOnly;
     // Without the library everything works, and takes longer.
     let view = held.then(|| view(*operation, hide)).and_then(Result::ok);
     let areas = socket.with_file_name(AREAS_NAME);
-    let (criu, child) = start(&settings.criu, view.as_ref().map(|view| (view, areas.as_path())))?;
+    // Without the journal a dump is as good; only a CRIU that is killed in it may not be undone then.
+    let undo = dumps.then(|| Undo::create(&socket.with_file_name(JOURNAL_NAME)));
+    let undo = undo.and_then(Result::ok);
+    let shown = view.as_ref().map(|view| (view, areas.as_path()));
+    let (criu, child) = start(&settings.criu, shown, undo.as_ref())?;
     let mut session = Session::new(runc, criu, child)?;
+    if let (true, Some(cgroup)) = (dumps, &settings.cgroup) {
+        session.watch_over(cgroup);
+    }
     if let Some(view) = view.filter(|view| view.wait_loaded(LOADING) && hide) {
         session.hide_pages(view);
     }
@@ -174,7 +187,10 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
     if lazy {
         session.permit(Permission::take());
     }
-    session.run(&first, request.options.and_then(|options| options.pid))
+    // Kept until CRIU has ended, which loads the library through this process.
+    let status = session.run(&first, request.options.and_then(|options| options.pid));
+    drop(undo);
+    status
 }
 
 fn kind_of(operation: Operation) -> i32 {
@@ -264,7 +280,11 @@ fn view(operation: Operation, hide_pages: bool) -> io::Result<View> {
 }
 
 /// Starts the real CRIU as `swrk` on a socket of its own, with everything that runc left open.
-fn start(criu: &Path, view: Option<(&View, &Path)>) -> Result<(OwnedFd, Child), ProcessError> {
+fn start(
+    criu: &Path,
+    view: Option<(&View, &Path)>,
+    undo: Option<&Undo>,
+) -> Result<(OwnedFd, Child), ProcessError> {
     let failed = |source| ProcessError::Start {
         criu: criu.to_owned(),
         source,
@@ -281,6 +301,9 @@ fn start(criu: &Path, view: Option<(&View, &Path)>) -> Result<(OwnedFd, Child), 
     command.arg("swrk").arg(theirs.as_raw_fd().to_string());
     if let Some((view, areas)) = view {
         view.give_to(&mut command, areas);
+    }
+    if let Some(undo) = undo {
+        undo.give_to(&mut command);
     }
     let child = command.spawn().map_err(failed)?;
     Ok((ours, child))

@@ -85,6 +85,7 @@ pub struct Relay {
     log_level: Option<u8>,
     memory: Memory,
     lazy_pages: bool,
+    cgroup: Option<String>,
     connection: Option<UnixStream>,
     buffer: Vec<u8>,
     held: bool,
@@ -113,6 +114,7 @@ impl Relay {
             log_level: None,
             memory: Memory::Full,
             lazy_pages: false,
+            cgroup: None,
             connection: None,
             buffer: Vec::new(),
             held: false,
@@ -136,6 +138,11 @@ impl Relay {
         self.lazy_pages = true;
     }
 
+    /// Has the relay freeze this cgroup whenever CRIU ends in a dump, before its tasks can run.
+    pub fn freeze_at_end(&mut self, cgroup: &str) {
+        self.cgroup = Some(cgroup.to_owned());
+    }
+
     /// The variables to set for the runc process, besides a PATH on which the relay is the first `criu`.
     pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -148,6 +155,9 @@ impl Relay {
             (environment::CRIU.to_owned(), text(&self.criu)),
             (environment::MEMORY.to_owned(), self.memory.word().to_owned()),
         ];
+        if let Some(cgroup) = &self.cgroup {
+            variables.push((environment::CGROUP.to_owned(), cgroup.clone()));
+        }
         if let Some(level) = self.log_level {
             variables.push((environment::LOG_LEVEL.to_owned(), level.to_string()));
         }
@@ -325,6 +335,11 @@ impl Relay {
 /// ended.
 pub fn was_released(dir: &Path) -> bool {
     dir.join(wire::RELEASED_NAME).try_exists().unwrap_or(true)
+}
+
+/// Where the journal of a dump is whose relay had its socket in `dir`; for [`crate::process_tree::recover`].
+pub fn journal_of(dir: &Path) -> PathBuf {
+    dir.join(wire::JOURNAL_NAME)
 }
 
 impl Drop for Relay {

@@ -18,6 +18,9 @@ pub const MAX_LINE: usize = 64 * 1024;
 /// starts again knows by its absence that none of them has.
 pub const RELEASED_NAME: &str = "released";
 
+/// Beside the relay's socket: the journal of what CRIU changes in tasks during a dump.
+pub const JOURNAL_NAME: &str = "undo";
+
 /// Names of the variables that tell a relay process what it is part of.
 pub mod environment {
     /// Path of the daemon's socket. Without it the relay only passes on.
@@ -30,6 +33,8 @@ pub mod environment {
     pub const MEMORY: &str = "TRANSHIP_RELAY_MEMORY";
     /// Set for a restore whose lazy pages a filler brings.
     pub const LAZY_PAGES: &str = "TRANSHIP_LAZY_PAGES";
+    /// The cgroup of the container that is dumped, to be frozen before CRIU is gone.
+    pub const CGROUP: &str = "TRANSHIP_RELAY_CGROUP";
     /// CRIU's log level, for an operator who looks for a reason.
     pub const LOG_LEVEL: &str = "TRANSHIP_CRIU_LOG_LEVEL";
 }

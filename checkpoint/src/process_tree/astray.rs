@@ -6,6 +6,7 @@
 //! What must not be let run is a task that stands in that code or at such a call. The task must be frozen meanwhile.
 
 use std::fs;
+use std::ops::Range;
 
 /// A call that CRIU puts into a task has fewer bytes than this.
 const INJECTED_BYTES: u64 = 16;
@@ -17,9 +18,19 @@ struct Area {
     foreign: bool,
 }
 
-/// A thread of `pid` that stands in the middle of what CRIU had it do; `parasite` is in the name of the area of CRIU's
+/// Where code of CRIU's is mapped in the process of a thread.
+pub(super) fn foreign_areas(thread: i32, parasite: &str) -> Vec<Range<u64>> {
+    let maps = fs::read_to_string(format!("/proc/{thread}/maps")).unwrap_or_default();
+    maps.lines()
+        .filter_map(|line| executable(line, parasite))
+        .filter(|area| area.foreign)
+        .map(|area| area.start..area.end)
+        .collect()
+}
+
+/// A thread of `pid`, other than those to leave out, that stands in the middle of what CRIU had it do; `parasite` is in the name of the area of CRIU's
 /// code. None when nothing of CRIU is mapped in the process.
-pub(super) fn find(pid: i32, parasite: &str) -> Option<i32> {
+pub(super) fn find(pid: i32, parasite: &str, leave_out: impl Fn(i32) -> bool) -> Option<i32> {
     // A process that has ended meanwhile has nothing left in it.
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
     if !maps.contains(parasite) {
@@ -32,6 +43,9 @@ pub(super) fn find(pid: i32, parasite: &str) -> Option<i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     threads.flatten().find_map(|thread| {
         let task = thread.file_name().to_str()?.parse().ok()?;
+        if leave_out(task) {
+            return None;
+        }
         let state = fs::read_to_string(thread.path().join("syscall")).ok()?;
         is_astray(&state, &areas).then_some(task)
     })

@@ -13,6 +13,7 @@ use crate::freeze::{FreezeError, Freezer, FreezerState};
 
 mod astray;
 mod sockets;
+mod undo;
 
 /// Pause between two looks at a cgroup that is being emptied.
 const LOOK: Duration = Duration::from_millis(1);
@@ -36,6 +37,22 @@ pub enum TreeError {
         task: i32,
         /// What was found.
         remnant: Remnant,
+    },
+    /// The journal of what CRIU has changed cannot be read.
+    #[error("the journal {} of what CRIU has changed cannot be read: {source}", path.display())]
+    Journal {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread that a killed CRIU has left in the middle of something cannot be put right.
+    #[error("task {task} was left in the middle of what CRIU had it do, and cannot be put right: {source}")]
+    NotPutRight {
+        /// The thread, as the host sees it.
+        task: i32,
+        /// Why.
+        source: io::Error,
     },
     /// A socket cannot be looked at or taken out of repair.
     #[error("a socket of process {pid} cannot be taken out of repair: {source}; its connections stay silent")]
@@ -88,58 +105,90 @@ pub fn pids(cgroup: &str) -> Result<Vec<i32>, TreeError> {
     Ok(cgroup::processes(&cgroup::directory(cgroup, "freezer")?)?)
 }
 
+/// What was put right in a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Connections that were silent.
+    pub connections: usize,
+    /// Threads that were in the middle of what CRIU had them do.
+    pub threads: usize,
+}
+
 /// What to do after a failed dump, before the tree is thawed: lets connections speak again that a killed CRIU has left
-/// silent, and checks that nothing else is left; returns how many connections there were.
-pub fn recover(cgroup: &str) -> Result<usize, TreeError> {
-    let mut released = 0;
-    for pid in pids(cgroup)? {
-        released += sockets::release(pid).map_err(|source| TreeError::Socket { pid, source })?;
+/// silent, puts threads right by the journal of the dump (see [`crate::criu::journal_of`]), and checks that nothing else
+/// is left. Where there were threads to put right the tree runs afterwards.
+pub fn recover(cgroup: &str, journal: &Path) -> Result<Recovered, TreeError> {
+    let mut connections = 0;
+    let pids = pids(cgroup)?;
+    for pid in &pids {
+        let failed = |source| TreeError::Socket { pid: *pid, source };
+        connections += sockets::release(*pid).map_err(failed)?;
     }
-    verify_untouched(cgroup)?;
-    Ok(released)
+    // Whoever traces a task must be gone before it can be seized.
+    let tasks: Vec<i32> = pids.iter().flat_map(|pid| threads(*pid)).collect();
+    expect_untraced(&tasks)?;
+    let seized = undo::begin(journal, &tasks)?;
+    for pid in &pids {
+        expect_own(*pid, |task| seized.holds(task))?;
+    }
+    let threads = seized.finish(&Freezer::of_cgroup(cgroup)?)?;
+    Ok(Recovered { connections, threads })
 }
 
 /// Checks that the tasks of `cgroup` are their own again: no tracer, none in CRIU's code, no silenced connection.
 pub fn verify_untouched(cgroup: &str) -> Result<(), TreeError> {
     for pid in pids(cgroup)? {
-        // A process that has ended meanwhile has nothing left in it.
-        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        expect_untraced(&threads(pid))?;
+        expect_own(pid, |_| false)?;
+    }
+    Ok(())
+}
+
+/// The threads of a process; none where it has ended meanwhile, and so has nothing left in it.
+fn threads(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    threads.map_or_else(
+        |_| Vec::new(),
+        |threads| {
+            threads
+                .flatten()
+                .filter_map(|thread| thread.file_name().to_str()?.parse().ok())
+                .collect()
+        },
+    )
+}
+
+fn expect_untraced(tasks: &[i32]) -> Result<(), TreeError> {
+    for task in tasks {
+        let Ok(status) = fs::read_to_string(format!("/proc/{task}/status")) else {
             continue;
         };
-        for thread in threads.flatten() {
-            let Some(task) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let Ok(status) = fs::read_to_string(thread.path().join("status")) else {
-                continue;
-            };
-            if let Some(pid) = tracer(&status) {
-                return Err(TreeError::Touched {
-                    task,
-                    remnant: Remnant::Tracer { pid },
-                });
-            }
-        }
-        if let Some(task) = astray::find(pid, PARASITE) {
-            return Err(TreeError::Touched {
-                task,
-                remnant: Remnant::Parasite,
-            });
-        }
-        let mut silent = None;
-        sockets::in_repair(pid, |fd, _| {
-            silent = Some(fd);
-            Ok(())
-        })
-        .map_err(|source| TreeError::Socket { pid, source })?;
-        if let Some(fd) = silent {
-            return Err(TreeError::Touched {
-                task: pid,
-                remnant: Remnant::Repair { fd },
-            });
+        if let Some(pid) = tracer(&status) {
+            let remnant = Remnant::Tracer { pid };
+            return Err(TreeError::Touched { task: *task, remnant });
         }
     }
     Ok(())
+}
+
+fn expect_own(pid: i32, leave_out: impl Fn(i32) -> bool) -> Result<(), TreeError> {
+    if let Some(task) = astray::find(pid, PARASITE, leave_out) {
+        let remnant = Remnant::Parasite;
+        return Err(TreeError::Touched { task, remnant });
+    }
+    let mut silent = None;
+    let looked = sockets::in_repair(pid, |fd, _| {
+        silent = Some(fd);
+        Ok(())
+    });
+    looked.map_err(|source| TreeError::Socket { pid, source })?;
+    match silent {
+        Some(fd) => Err(TreeError::Touched {
+            task: pid,
+            remnant: Remnant::Repair { fd },
+        }),
+        None => Ok(()),
+    }
 }
 
 fn tracer(status: &str) -> Option<i32> {

@@ -8,6 +8,7 @@ pub mod maps;
 pub mod pagemap;
 pub mod ptrace;
 pub mod tcp;
+pub mod undo;
 pub mod userfaultfd;
 pub mod view;
 pub mod vm;

@@ -218,7 +218,7 @@ impl Side {
         let status = runc
             .stdin(Stdio::null())
             .stdout(output)
-            .stderr(Stdio::null())
+            .stderr(self.output())
             .status()
             .unwrap();
         assert!(status.success(), "runc run failed");

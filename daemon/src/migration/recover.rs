@@ -23,7 +23,7 @@ use super::conductor::Conductor;
 use super::destination_host::LocalDestination;
 use super::held::remove_staging;
 use super::journal::Journal;
-use super::source_host::slow_down;
+use super::source_host::{DUMP_DIR, slow_down};
 use crate::clock::now_ms;
 use crate::containers::VolumeFate;
 use crate::registry::MigrationRecord;
@@ -92,7 +92,7 @@ impl Conductor {
                 self.decide_later(id, container, destination);
                 return Ok(());
             }
-            SourceRecovery::RollBack => self.roll_back(&container).await?,
+            SourceRecovery::RollBack => self.roll_back(id, &container).await?,
             SourceRecovery::Abort | SourceRecovery::Nothing => {}
         }
         self.release(&container).await;
@@ -115,7 +115,7 @@ impl Conductor {
     }
 
     /// Network first, so that the first instruction finds it there.
-    async fn roll_back(&self, container: &ContainerId) -> Result<(), HostError> {
+    async fn roll_back(&self, id: MigrationId, container: &ContainerId) -> Result<(), HostError> {
         let shared = &self.shared;
         let record = shared.containers.record(container).await;
         let record = record.map_err(|error| HostError::new("find the container", error))?;
@@ -128,10 +128,11 @@ impl Conductor {
             return Ok(());
         };
         slow_down(&cgroup, record.spec.nano_cpus, None)?;
+        let work_dir = shared.paths.migration(&id).join(DUMP_DIR);
         // A CRIU of the daemon before gives up by itself, and may need a moment to leave the tasks.
         let give_up_at = tokio::time::Instant::now() + REPLY;
         loop {
-            match shared.thaw(&freezer, &cgroup, container) {
+            match shared.thaw(&freezer, &cgroup, container, &work_dir) {
                 Err(error) if tokio::time::Instant::now() < give_up_at => {
                     tracing::debug!(%container, error = %chain(&error), "the container cannot be thawed yet");
                 }

@@ -1,6 +1,6 @@
 //! What the source role asks of this daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,9 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{Dump, Memory};
+use tranship_checkpoint::criu::{Dump, Memory, journal_of};
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory;
+use tranship_checkpoint::process_tree;
 use tranship_checkpoint::throttle::limit_cpus;
 use tranship_migrate::deadlines::{FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::{HostError, chain};
@@ -37,6 +38,9 @@ const SETTLE: Duration = Duration::from_millis(20);
 
 /// How long while it stands still: for what a process has closed just before.
 const SETTLE_FROZEN: Duration = Duration::from_millis(5);
+
+/// Where in a migration's staging a dump leaves what is not an image.
+pub const DUMP_DIR: &str = "dump";
 
 /// One container on its way to another host.
 pub struct LocalSource {
@@ -230,7 +234,7 @@ impl SourceHost for LocalSource {
 
     async fn prepare_dump(&self) -> Result<(), HostError> {
         let staging = self.staging();
-        let (images_dir, work_dir) = (staging.join("images"), staging.join("dump"));
+        let (images_dir, work_dir) = (staging.join("images"), staging.join(DUMP_DIR));
         let made = make_staging(&staging);
         made.map_err(|error| HostError::new("make the migration's staging", error))?;
         for directory in [&images_dir, &work_dir] {
@@ -350,8 +354,9 @@ impl SourceHost for LocalSource {
             let given_up = prepared.abort().await;
             given_up.map_err(|error| HostError::new("give the dump up", error))?;
         }
+        let (id, work_dir) = (&self.anatomy.record.id, self.staging().join(DUMP_DIR));
         self.shared
-            .thaw(&self.freezer, &self.anatomy.paths.cgroup, &self.anatomy.record.id)
+            .thaw(&self.freezer, &self.anatomy.paths.cgroup, id, &work_dir)
     }
 
     async fn drop_staging(&self) -> Result<(), HostError> {
@@ -438,15 +443,22 @@ impl Shared {
         })
     }
 
-    /// Thaws a container after CRIU was at it, once nothing of CRIU is left in its tasks.
+    /// Thaws a container after CRIU was at it, once nothing of CRIU is left in its tasks. `work_dir` is the dump's.
     ///
     /// # Errors
     /// A task is still traced or holds CRIU's code, or the freezer fails. The container stays frozen then.
-    pub fn thaw(&self, freezer: &Freezer, cgroup: &str, id: &ContainerId) -> Result<(), HostError> {
-        let released = tranship_checkpoint::process_tree::recover(cgroup)
+    pub fn thaw(
+        &self,
+        freezer: &Freezer,
+        cgroup: &str,
+        id: &ContainerId,
+        work_dir: &Path,
+    ) -> Result<(), HostError> {
+        let recovered = process_tree::recover(cgroup, &journal_of(work_dir))
             .map_err(|error| HostError::new("thaw the container", error))?;
-        if released > 0 {
-            tracing::warn!(container = %id, connections = released, "CRIU was killed and had left connections silent");
+        let process_tree::Recovered { connections, threads } = recovered;
+        if connections + threads > 0 {
+            tracing::warn!(container = %id, connections, threads, "CRIU was killed; what it had left silent or astray is put right");
         }
         // runc notes a dump there; one that was rolled back is none.
         let mark = self.runtime().runc_root.join(id.as_str()).join("checkpoint");

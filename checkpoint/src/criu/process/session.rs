@@ -11,7 +11,7 @@ use prost::Message;
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{DaemonLink, ProcessError, in_words, lost, passed_on};
+use super::{DaemonLink, Guard, ProcessError, in_words, lost, passed_on};
 use crate::criu::packet::{self, Packet};
 use crate::criu::rpc::{self, kind};
 use crate::criu::unprivileged::Permission;
@@ -19,6 +19,7 @@ use crate::criu::wire::{
     Barrier, BarrierStage, Decision, Finished, FromRelay, Memory, Operation, RELEASED_NAME, RequestSeen,
     StageTime, environment,
 };
+use crate::freeze::Freezer;
 use crate::monotonic_us;
 use crate::sys::view::View;
 
@@ -31,6 +32,8 @@ pub struct Session {
     runc: OwnedFd,
     criu: OwnedFd,
     child: Child,
+    /// Whom to ask for CRIU's exit status, where somebody watches over it.
+    guard: Option<Guard>,
     /// CRIU's end, to poll for: its own children hold its socket open, so the socket alone does not tell.
     ended: OwnedFd,
     daemon: Option<(DaemonLink, Operation)>,
@@ -65,6 +68,7 @@ impl Session {
             runc,
             criu,
             child,
+            guard: None,
             ended,
             daemon: None,
             view: None,
@@ -79,6 +83,15 @@ impl Session {
     /// Keeps a permission until every task is restored, or CRIU has ended.
     pub fn permit(&mut self, permission: Permission) {
         self.permission = Some(permission);
+    }
+
+    /// Has CRIU held, when it ends, until the tree in `cgroup` is frozen. A CRIU that somebody else traces, to look for a
+    /// fault of it, is not held.
+    pub fn watch_over(&mut self, cgroup: &str) {
+        // A cgroup that is gone needs nothing: its container has ended.
+        if let Ok(freezer) = Freezer::of_cgroup(cgroup) {
+            self.guard = Guard::over(self.child.id(), freezer).ok();
+        }
     }
 
     /// Lets the daemon decide at the operation's barriers.
@@ -110,7 +123,11 @@ impl Session {
     fn end(&mut self, conversation: Result<(), ProcessError>) -> Result<u8, ProcessError> {
         // An error means that the socket is closed already, which is what is wanted.
         let _ = shutdown(&self.criu, Shutdown::Both);
-        let status = self.child.wait().map_err(|source| lost("criu", source))?;
+        let status = match self.guard.take() {
+            Some(guard) => guard.wait(),
+            None => self.child.wait(),
+        };
+        let status = status.map_err(|source| lost("criu", source))?;
         self.reached("ended");
         let outcome = self.outcome.take().unwrap_or_default();
         let finished = Finished {

@@ -1,0 +1,77 @@
+//! Holds a CRIU that ends until the tree it dumps is frozen.
+//!
+//! Tasks that CRIU has stopped run on as soon as it is gone. What it leaves may not be let run: connections in repair answer
+//! with errors, and a thread may stand at a call of CRIU's. So the relay traces CRIU, for nothing but its end: the kernel
+//! then stops it when it has begun to end, whatever it dies of, and still has its tasks.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::freeze::Freezer;
+use crate::sys::undo::thread::{Stop, Tracer};
+
+/// How long the tree may take to be frozen. Longer than that a dying CRIU is not held: the daemon freezes the tree, too.
+const FREEZE: Duration = Duration::from_millis(500);
+
+/// Pause between two looks at the freezer.
+const LOOK: Duration = Duration::from_micros(20);
+
+/// A thread that waits for CRIU's end.
+#[derive(Debug)]
+pub struct Guard {
+    thread: JoinHandle<io::Result<ExitStatus>>,
+}
+
+impl Guard {
+    /// Watches over the child `criu`, which only [`Self::wait`] may wait for from then on.
+    pub fn over(criu: u32, freezer: Freezer) -> io::Result<Self> {
+        let criu = i32::try_from(criu).map_err(io::Error::other)?;
+        let (seized, begun) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().spawn(move || {
+            // A tracer is a thread, and so is who may wait.
+            let tracer = Tracer::of_end(criu);
+            // Nobody listens when the other side is gone, and then nobody needs it.
+            let _ = seized.send(tracer.as_ref().map(drop).map_err(io::Error::kind));
+            watch(&tracer?, &freezer)
+        })?;
+        match begun.recv() {
+            Ok(Ok(())) => Ok(Self { thread }),
+            Ok(Err(kind)) => Err(kind.into()),
+            Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// CRIU's exit status, when it has ended.
+    pub fn wait(self) -> io::Result<ExitStatus> {
+        let ended = self.thread.join();
+        ended.map_err(|_| io::Error::other("the guard's thread has panicked"))?
+    }
+}
+
+fn watch(tracer: &Tracer, freezer: &Freezer) -> io::Result<ExitStatus> {
+    loop {
+        match tracer.wait()? {
+            Stop::Ended(status) => return Ok(ExitStatus::from_raw(status)),
+            Stop::Ending => {
+                // What cannot be frozen here is frozen by the daemon, later.
+                let _ = freeze(freezer);
+                tracer.go_on(0)?;
+            }
+            Stop::Signal(signal) => tracer.go_on(signal)?,
+            Stop::Stopped => tracer.stay()?,
+        }
+    }
+}
+
+fn freeze(freezer: &Freezer) -> Result<(), crate::freeze::FreezeError> {
+    let end = Instant::now() + FREEZE;
+    freezer.ask_to_freeze()?;
+    while !freezer.is_frozen()? && Instant::now() < end {
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
