@@ -11,11 +11,12 @@ use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{Side, criu, end_of, soon, wait_until};
-use tranship_checkpoint::criu::{Operation, Relay, journal_of};
+use tranship_checkpoint::criu::{Dump, Operation, Relay, journal_of};
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::process_tree;
 
@@ -27,6 +28,9 @@ const THREADS: [&str; 4] = ["compute-a", "compute-b", "sleep", "talk"];
 
 /// Kills over the length of a dump.
 const KILLS: u32 = 60;
+
+/// Longer than any dump takes.
+const NEVER: Duration = Duration::from_secs(60);
 
 /// Not a test: the program in the container, which is this very file.
 #[test]
@@ -187,15 +191,18 @@ async fn kill_criu(side: &Side, freezer: &Freezer, delay: Duration) -> (End, Dur
     freezer.freeze(soon(5)).await.unwrap();
     let begin = Instant::now();
     relay.release_request().await.unwrap();
+    let (done, dump_is_over) = mpsc::channel::<()>();
     let killer = std::thread::spawn(move || {
-        while begin.elapsed() < delay {
-            std::hint::spin_loop();
+        if dump_is_over.recv_timeout(delay) == Ok(()) {
+            return;
         }
         let criu = rustix::process::Pid::from_raw(seen.criu_pid).unwrap();
         let _ = rustix::process::kill_process(criu, rustix::process::Signal::KILL);
     });
     let ended = relay.wait_barrier(soon(60)).await;
     let took = begin.elapsed();
+    // One that has killed already does not listen any more.
+    let _ = done.send(());
     killer.join().unwrap();
     let end = if ended.is_ok() { End::Complete } else { End::Killed };
     drop(relay);
@@ -218,7 +225,7 @@ fn forget_the_dump(side: &Side) {
 async fn a_criu_that_is_killed_at_any_moment_leaves_every_thread_as_it_was() {
     let side = several_threads();
     let freezer = Freezer::of_cgroup(&side.cgroup).unwrap();
-    let (end, length, _) = kill_criu(&side, &freezer, Duration::from_secs(5)).await;
+    let (end, length, _) = kill_criu(&side, &freezer, NEVER).await;
     assert_eq!(end, End::Complete);
     let mut threads = [0; 4];
     let mut journal = fs::File::open(journal_of(&side.path("relay"))).unwrap();
@@ -243,6 +250,16 @@ async fn a_criu_that_is_killed_at_any_moment_leaves_every_thread_as_it_was() {
         "only {killed} dumps were killed before their end"
     );
     // What it has been through does not keep it from being dumped.
-    let (end, ..) = kill_criu(&side, &freezer, Duration::from_secs(5)).await;
+    let (end, ..) = kill_criu(&side, &freezer, NEVER).await;
     assert_eq!(end, End::Complete);
+}
+
+#[tokio::test]
+async fn a_dump_that_is_given_up_before_it_began_leaves_the_container_running() {
+    let side = several_threads();
+    let prepared = Dump::prepare(side.dump_request(), soon(60)).await.unwrap();
+    drop(prepared);
+    assert_every_thread_goes_on(&side, "given up before the freeze");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_every_thread_goes_on(&side, "a little later");
 }

@@ -7,7 +7,8 @@
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const LOOK: Duration = Duration::from_micros(20);
 /// A thread that waits for CRIU's end.
 #[derive(Debug)]
 pub struct Guard {
+    /// CRIU has been asked to dump, so that the tree may be in its hands.
+    asked: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<ExitStatus>>,
 }
 
@@ -31,18 +34,25 @@ impl Guard {
     pub fn over(criu: u32, freezer: Freezer) -> io::Result<Self> {
         let criu = i32::try_from(criu).map_err(io::Error::other)?;
         let (seized, begun) = mpsc::sync_channel(1);
+        let asked = Arc::new(AtomicBool::new(false));
+        let known = Arc::clone(&asked);
         let thread = std::thread::Builder::new().spawn(move || {
             // A tracer is a thread, and so is who may wait.
             let tracer = Tracer::of_end(criu);
             // Nobody listens when the other side is gone, and then nobody needs it.
             let _ = seized.send(tracer.as_ref().map(drop).map_err(io::Error::kind));
-            watch(&tracer?, &freezer)
+            watch(&tracer?, &freezer, &known)
         })?;
         match begun.recv() {
-            Ok(Ok(())) => Ok(Self { thread }),
+            Ok(Ok(())) => Ok(Self { asked, thread }),
             Ok(Err(kind)) => Err(kind.into()),
             Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
         }
+    }
+
+    /// From now on the tree is frozen when CRIU ends. One that ends before has touched nothing.
+    pub fn begin(&self) {
+        self.asked.store(true, Ordering::SeqCst);
     }
 
     /// CRIU's exit status, when it has ended.
@@ -52,13 +62,15 @@ impl Guard {
     }
 }
 
-fn watch(tracer: &Tracer, freezer: &Freezer) -> io::Result<ExitStatus> {
+fn watch(tracer: &Tracer, freezer: &Freezer, asked: &AtomicBool) -> io::Result<ExitStatus> {
     loop {
         match tracer.wait()? {
             Stop::Ended(status) => return Ok(ExitStatus::from_raw(status)),
             Stop::Ending => {
-                // What cannot be frozen here is frozen by the daemon, later.
-                let _ = freeze(freezer);
+                if asked.load(Ordering::SeqCst) {
+                    // What cannot be frozen here is frozen by the daemon, later.
+                    let _ = freeze(freezer);
+                }
                 tracer.go_on(0)?;
             }
             Stop::Signal(signal) => tracer.go_on(signal)?,

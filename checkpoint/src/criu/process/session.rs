@@ -112,6 +112,9 @@ impl Session {
         let conversation = match self.request_decision(pid)? {
             Decision::Go => {
                 self.reached("request");
+                if let Some(guard) = &self.guard {
+                    guard.begin();
+                }
                 self.to_criu(first).and_then(|()| self.converse())
             }
             Decision::Abort => self.refuse(),

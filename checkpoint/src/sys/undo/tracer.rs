@@ -11,7 +11,8 @@ use super::layout::{
 
 const PTRACE: c_long = 101;
 const WAIT4: c_long = 61;
-const SCHED_YIELD: c_long = 24;
+const NANOSLEEP: c_long = 35;
+const PRCTL: c_long = 157;
 
 const PEEKTEXT: c_long = 1;
 const PEEKDATA: c_long = 2;
@@ -79,10 +80,12 @@ const AT_CALL: c_int = 0x857f;
 /// Stopped by an interrupt: SIGTRAP, and PTRACE_EVENT_STOP above it.
 const INTERRUPTED: c_int = 0x80_057f;
 
-/// How often others are let run before the first look at a thread in CRIU's code, which needs some microseconds; then
-/// twice as often each time.
-const FIRST_LOOK: u32 = 32;
-const RAREST_LOOK: u32 = 1 << 14;
+/// How long a thread in CRIU's code, which needs some microseconds, is let run before the first look at it; then twice as
+/// long each time, for it may have had no processor.
+const FIRST_LOOK_NS: i64 = 15_000;
+const RAREST_LOOK_NS: i64 = 4_000_000;
+/// `PR_SET_TIMERSLACK`: sleeps are to be as short as they are asked to be.
+const TIMER_SLACK: c_long = 29;
 
 unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
@@ -207,6 +210,8 @@ extern "C" fn start() {
             restorer: 0,
         };
         sigaction(SIGCHLD, &raw const quiet, ptr::null_mut());
+        let nanosecond: c_long = 1;
+        syscall(PRCTL, TIMER_SLACK, nanosecond);
     }
 }
 
@@ -566,13 +571,12 @@ unsafe fn behind_call(thread: c_int, status: *mut c_int, options: c_int, usage: 
 /// Waits for a thread in CRIU's code until it turns in the loop behind it, with extended registers that are its own: that
 /// code may have used them.
 unsafe fn in_loop(thread: c_int, status: *mut c_int, options: c_int, usage: *mut c_void) -> c_int {
-    let mut pause = FIRST_LOOK;
+    let mut pause_ns = FIRST_LOOK_NS;
     loop {
-        for _ in 0..pause {
-            // SAFETY: takes no arguments.
-            unsafe { syscall(SCHED_YIELD) };
-        }
-        pause = (pause * 2).min(RAREST_LOOK);
+        let pause = [0, pause_ns];
+        // SAFETY: the kernel reads seconds and nanoseconds. A sleep that a signal ends early is no harm.
+        unsafe { syscall(NANOSLEEP, pause.as_ptr(), ptr::null::<i64>()) };
+        pause_ns = (pause_ns * 2).min(RAREST_LOOK_NS);
         let mut registers = [0_u64; 27];
         // SAFETY: the caller's own arguments; the kernel writes 27 words.
         unsafe {
