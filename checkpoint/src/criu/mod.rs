@@ -29,5 +29,5 @@ pub use dump::{Dump, DumpError, DumpReport, DumpRequest, dump};
 pub use ghosts::{GhostError, remove_ghosts};
 pub use probe::{CriuInfo, ProbeError, probe};
 pub use relay::{Relay, RelayError, journal_of, was_released};
-pub use restore::{RestoreArguments, RestoreError, restore_arguments};
+pub use restore::RestoreError;
 pub use wire::{Barrier, BarrierStage, Finished, Memory, Operation, RequestSeen, StageTime};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::dump::search_path;
-use tranship_checkpoint::criu::{Discard, DumpRequest, Memory, RestoreArguments};
+use tranship_checkpoint::criu::{Discard, DumpRequest, Memory};
 use tranship_proto::ids::ContainerId;
 
 /// The workload: a counter in a file, a deleted open file, and a TCP connection to itself that echoes the counter.
@@ -280,18 +280,17 @@ impl Side {
 
     /// Starts `runc restore` under the relay's environment.
     pub fn start_restore(&self, environment: Vec<(String, String)>) -> Child {
-        let arguments = tranship_checkpoint::criu::restore_arguments(&RestoreArguments {
-            runc_root: self.path("runc"),
-            container: self.id.clone(),
-            bundle: self.directory.path().to_owned(),
-            images_dir: self.path("images"),
-            work_dir: self.path("work"),
-            pid_file: self.path("pid"),
-            external_unix_sockets: false,
-            shell_job: false,
-        });
-        let mut runc = Command::new("runc");
-        runc.args(arguments)
+        let mut runc = self.runc();
+        runc.args(["restore", "--detach", "--tcp-established", "--file-locks"]);
+        for (flag, name) in [
+            ("--image-path", "images"),
+            ("--work-path", "work"),
+            ("--bundle", ""),
+            ("--pid-file", "pid"),
+        ] {
+            runc.arg(flag).arg(self.path(name));
+        }
+        runc.arg(self.id.as_str())
             .envs(environment)
             .env("PATH", search_path(&self.path("path")));
         runc.stdin(Stdio::null())
