@@ -14,6 +14,8 @@ pub enum TreeName {
     Images,
     /// The container's writable layer.
     Rootfs,
+    /// What the container has written to its standard output and error so far.
+    Log,
     /// A volume.
     Volume(Name),
     /// A read-only layer of the image.
@@ -32,6 +34,7 @@ impl fmt::Display for TreeName {
         match self {
             Self::Images => f.write_str("images"),
             Self::Rootfs => f.write_str("rootfs"),
+            Self::Log => f.write_str("log"),
             Self::Volume(name) => write!(f, "volume:{name}"),
             Self::Layer(digest) => write!(f, "layer:{digest}"),
             Self::Memory => f.write_str("memory"),
@@ -47,6 +50,7 @@ impl FromStr for TreeName {
         match text.split_once(':') {
             None if text == "images" => Ok(Self::Images),
             None if text == "rootfs" => Ok(Self::Rootfs),
+            None if text == "log" => Ok(Self::Log),
             Some(("volume", name)) => name.parse().map(Self::Volume).map_err(|_| unknown()),
             Some(("layer", digest)) => digest.parse().map(Self::Layer).map_err(|_| unknown()),
             _ => Err(unknown()),
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn every_name_reads_back_as_it_was_written() {
         let layer = format!("layer:sha256:{}", "ab".repeat(32));
-        for text in ["images", "rootfs", "volume:data", layer.as_str()] {
+        for text in ["images", "rootfs", "log", "volume:data", layer.as_str()] {
             assert_eq!(text.parse::<TreeName>().unwrap().to_string(), text);
         }
     }

@@ -11,6 +11,7 @@ use tranship_tests::tranship::wait_for;
 /// Root's shell holds an open file that it has deleted. A loop of root's numbers lines into a pipe; the other end is a
 /// process of user app, which says when a number is missing and keeps the last one in a file.
 const WORKLOAD: &str = r#"
+echo begun
 exec 3>/tmp/gone
 echo written before the move >&3
 rm /tmp/gone
@@ -76,6 +77,11 @@ fn three_processes_of_two_users_keep_their_pipe_and_their_deleted_file() -> Resu
         ensure!(
             gone.status.code() == Some(1),
             "the deleted file has its name back"
+        );
+        let log = to.tranship(&["logs", "crew"])?;
+        ensure!(
+            log.lines().filter(|line| *line == "begun").count() == 1,
+            "what was said before the move is not in the log once:\n{log}"
         );
     }
     sleep(Duration::from_millis(200));

@@ -22,6 +22,7 @@ use super::conductor::Shared;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::memory::{Arrived, store_dir};
+use super::log;
 use super::sink::LocalSink;
 use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
 use crate::network::{self, Attachment, NetworkRequest};
@@ -154,6 +155,9 @@ impl LocalDestination {
             .and_then(|()| make_private(&images))
             .map_err(|error| HostError::new("make the migration's staging", error))?;
         self.sink.place(TreeName::Images, images);
+        let log = log::to_receive(&containers.paths(&self.container));
+        let log = log.map_err(|error| HostError::new("make room for the container's log", error))?;
+        self.sink.place(TreeName::Log, log);
         for layer in missing {
             let digest: Digest = layer
                 .parse()
@@ -398,6 +402,10 @@ impl DestinationHost for LocalDestination {
             Some(prepared) => prepared,
             None => self.begin_restore(None).await?,
         };
+        if let Err(error) = log::take(&self.shared.containers.paths(&self.container)) {
+            prepared.give_up().await;
+            return Err(HostError::new("take the container's log", error));
+        }
         let began = std::time::Instant::now();
         let mount = self.shared.containers.receive_mount(&self.container);
         let mount = async {

@@ -27,6 +27,7 @@ use super::conductor::Shared;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::memory::LocalMemory;
+use super::log;
 use super::plan::fixed_cost;
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
@@ -338,6 +339,12 @@ impl SourceHost for LocalSource {
                 path: volume.path.clone(),
             });
         }
+        // Last: by now its monitor has written what the container said before it stood still.
+        let path = log::to_send(&self.anatomy.paths);
+        trees.push(Tree {
+            name: TreeName::Log,
+            path: path.map_err(|error| HostError::new("find the container's log", error))?,
+        });
         Ok(trees)
     }
 
@@ -363,6 +370,7 @@ impl SourceHost for LocalSource {
         // One that was prepared but never used ends with its connection.
         self.dump.lock().await.take();
         self.shared.networks().let_go(&self.anatomy.record.id).await;
+        log::forget(&self.anatomy.paths).map_err(|error| HostError::new("remove what was sent", error))?;
         remove_staging(self.staging()).await
     }
 

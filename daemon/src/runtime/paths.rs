@@ -65,6 +65,12 @@ impl ContainerPaths {
         self.bundle.join("container.log")
     }
 
+    /// The log on its way to or from another host: a directory with the file alone.
+    #[must_use]
+    pub fn moving_log(&self) -> PathBuf {
+        self.bundle.join("moving-log")
+    }
+
     /// How the container ended; absent while it has not.
     #[must_use]
     pub fn exit(&self) -> PathBuf {
