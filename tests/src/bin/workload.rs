@@ -1,13 +1,15 @@
 //! `workload`: what runs in containers under test. It ends only when something is wrong, or when it is ended.
 
 use std::convert::Infallible;
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tranship_tests::workload::counting::Server;
 use tranship_tests::workload::questions::Questions;
-use tranship_tests::workload::{self, dirtier, generations, many, remapper};
+use tranship_tests::workload::{self, dirtier, generations, locks, many, remapper};
 
 /// Programs that know what their memory must hold.
 #[derive(Parser)]
@@ -79,6 +81,28 @@ enum Job {
         #[arg(long)]
         mib: usize,
     },
+    /// Hold a lock of each kind in each directory.
+    HoldLocks {
+        /// The directories.
+        directories: Vec<PathBuf>,
+    },
+    /// Say whether a lock can be had: `got` or `refused`.
+    TryLock {
+        /// flock, posix or ofd.
+        kind: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Make an empty file.
+    Touch {
+        /// The file.
+        path: PathBuf,
+    },
+    /// End well if there is such a file.
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// Many threads.
     Threads {
         /// How many.
@@ -120,6 +144,17 @@ fn run(job: Job) -> Result<Infallible> {
             count_beside(count_port)?;
             many::processes(count, mib)
         }
+        Job::HoldLocks { directories } => locks::hold(&directories),
+        Job::TryLock { kind, path } => {
+            let had = locks::can_be_had(&path, &kind)?;
+            println!("{}", if had { "got" } else { "refused" });
+            std::process::exit(0);
+        }
+        Job::Touch { path } => {
+            File::create(path)?;
+            std::process::exit(0);
+        }
+        Job::Exists { path } => std::process::exit(i32::from(!path.exists())),
         Job::Process { mib } => many::process(mib),
         Job::Threads { count, count_port } => {
             count_beside(count_port)?;

@@ -5,11 +5,12 @@
 //! for a check at once; [`counting`] is a server whose clients notice every request that was lost or done twice.
 //!
 //! [`generations`] and [`dirtier`] write pages in order and at random, [`remapper`] changes the map itself, [`many`] has many
-//! processes or many threads.
+//! processes or many threads, [`locks`] holds locks on files.
 
 pub mod counting;
 pub mod dirtier;
 pub mod generations;
+pub mod locks;
 pub mod many;
 pub mod pace;
 pub mod page;
