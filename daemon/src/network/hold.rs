@@ -105,6 +105,8 @@ pub(super) struct Hold {
     relay: Mutex<Option<Relay>>,
     /// What came before all that is in the tap.
     early: Mutex<Kept>,
+    /// Frames the tap had dropped before anything was meant for it.
+    dropped_before: u64,
 }
 
 impl Networks {
@@ -221,6 +223,7 @@ impl Hold {
         // What was flooded there before it was deaf.
         let mut buffer = vec![0; FRAME_BYTES];
         while trap.next(&mut buffer)?.is_some() {}
+        let dropped_before = links.find(&trap.name).await?.map_or(0, |tap| tap.dropped);
         Ok(Self {
             trap: Arc::new(trap),
             link,
@@ -228,6 +231,7 @@ impl Hold {
             cable: Mutex::default(),
             relay: Mutex::default(),
             early: Mutex::default(),
+            dropped_before,
         })
     }
 
@@ -294,7 +298,7 @@ impl Hold {
         delivered.bytes += rest.bytes;
         delivered.lost += rest.lost;
         let tap = links.find(&self.trap.name).await?;
-        delivered.lost += tap.map_or(0, |tap| tap.dropped);
+        delivered.lost += tap.map_or(0, |tap| tap.dropped.saturating_sub(self.dropped_before));
         Ok(delivered)
     }
 
