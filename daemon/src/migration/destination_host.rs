@@ -21,8 +21,8 @@ use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationR
 use super::conductor::Shared;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
-use super::memory::{Arrived, store_dir};
 use super::log;
+use super::memory::{Arrived, store_dir};
 use super::sink::LocalSink;
 use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
 use crate::network::{self, Attachment, NetworkRequest};

@@ -26,8 +26,8 @@ use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby,
 use super::conductor::Shared;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
-use super::memory::LocalMemory;
 use super::log;
+use super::memory::LocalMemory;
 use super::plan::fixed_cost;
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
