@@ -256,6 +256,13 @@ impl Held {
 
 impl Drop for Runc {
     fn drop(&mut self) {
+        // One whose restore has failed takes its mounts away before it ends.
+        for _ in 0..500 {
+            if matches!(self.0.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -29,6 +29,7 @@ async fn a_restored_container_goes_on_under_a_new_monitor() {
     ]
     .to_vec();
     let request = RestoreRequest {
+        filler: None,
         arguments,
         environment: Vec::new(),
         deadline: PATIENCE,
@@ -81,6 +82,7 @@ async fn a_restore_without_images_fails_and_leaves_nothing() {
     ]
     .to_vec();
     let request = RestoreRequest {
+        filler: None,
         arguments,
         environment: Vec::new(),
         deadline: PATIENCE,
@@ -114,6 +116,7 @@ async fn a_restore_that_hangs_is_given_up_with_all_that_it_started() {
     ]
     .to_vec();
     let request = RestoreRequest {
+        filler: None,
         arguments,
         environment: Vec::new(),
         deadline: Duration::from_secs(1),
