@@ -30,7 +30,7 @@ fn locks_of_every_kind_are_held_through_a_move_there_and_back() -> Result<()> {
     ];
     let job = ["hold-locks", DIRECTORIES[0], DIRECTORIES[1]];
     a.tranship(&[&run[..], &job[..]].concat())?;
-    wait_for("the locks to be held", PATIENCE, || Ok(has(a, "/locks/held")?))?;
+    wait_for("the locks to be held", PATIENCE, || has(a, "/locks/held"))?;
     everybody_else(a, "refused")?;
     for (from, to) in [(a, b), (b, a)] {
         from.migrate("keeper", to.name())?;
