@@ -33,7 +33,7 @@ macro_rules! killed_in_a_dump {
     ($seconds:literal) => {
         concat!(
             "
-    (until grep -qs \"^TracerPid:.$$\\$\" /proc/[0-9]*/status; do :; done; sleep ",
+    (until grep -qs \"^TracerPid:.$$\\$\" /proc/[0-9]*/status; do kill -0 $$ || exit; done; sleep ",
             $seconds,
             "; kill -KILL $$) </dev/null >/dev/null 2>&1 &
     exec \"$real\" \"$@\""

@@ -45,11 +45,14 @@ fn a_destination_that_dies_when_it_is_about_to_let_the_container_run_runs_it_aft
     daemon::kill(b)?;
     signal(b, "KILL", &relays[0])?;
     daemon::start(b)?;
-    let log = std::fs::read_to_string(b.layout.log("b"))?;
-    ensure!(
-        log.contains("newest=Some(Resuming)"),
-        "it did not die between the record and the release"
-    );
+    wait_for(
+        "the daemon to find that it died after the record",
+        DECIDED,
+        || {
+            let log = std::fs::read_to_string(b.layout.log("b"))?;
+            Ok(log.contains("newest=Some(Resuming)"))
+        },
+    )?;
     wait_for("the container to run at the destination", DECIDED, || {
         let found = b.try_tranship(&["inspect", "redis"])?;
         Ok(found.status.success() && b.container("redis")?["state"] == "running")
