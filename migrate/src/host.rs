@@ -130,7 +130,8 @@ pub enum DestinationSays {
 /// What the source's daemon does.
 #[async_trait]
 pub trait SourceHost: Send + Sync {
-    /// The reservation to send: everything the destination must know of the container.
+    /// The reservation to send: everything the destination must know of the container. Waits for a container whose memory
+    /// is still being filled in after an earlier migration.
     async fn describe(&self) -> Result<Reserve, HostError>;
 
     /// Writes a step to the journal; durable when it returns. Not for [`SourceStep::Committed`].

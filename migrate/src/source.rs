@@ -184,7 +184,11 @@ impl Source {
 
     async fn reserve(&mut self) -> Result<Reserved, StepError> {
         self.enter(Phase::Reserve)?;
-        let mut reserve = self.host.describe().await?;
+        let host = Arc::clone(&self.host);
+        let mut reserve = tokio::select! {
+            described = self.timings.measure("describe", host.describe()) => described?,
+            () = is_set(&mut self.cancelled) => return Err(StepError::Cancelled),
+        };
         self.memory_mode = self.host.memory_mode().await;
         reserve.page_streams = match &self.memory_mode {
             MemoryMode::Live => self.plan.page_streams.max(1),

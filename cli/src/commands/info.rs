@@ -54,6 +54,7 @@ fn lines(info: &InfoReply) -> Vec<(&'static str, String)> {
         ("Kernel:", format!("{} ({})", info.kernel, info.architecture)),
         ("Memory:", units::show_bytes(info.memory_bytes)),
         ("CPUs:", info.cpus.to_string()),
+        ("Moves memory:", or_dash(&info.memory_mode)),
         ("Peer address:", or_dash(&info.peer_address)),
     ]
 }

@@ -54,6 +54,10 @@ pub async fn info(daemon: &Daemon) -> Result<InfoReply, Status> {
         warnings,
         peer_address: daemon.peers.address().unwrap_or_default(),
         memory_bytes: memory_bytes(),
+        memory_mode: match tranship_checkpoint::memory::supported() {
+            Ok(()) => "live".to_owned(),
+            Err(error) => format!("stop and copy: {error}"),
+        },
         cpus: std::thread::available_parallelism().map_or(0, |cpus| count(cpus.get())),
     })
 }

@@ -137,15 +137,17 @@ impl Shared {
         }
     }
 
-    /// Whether the container's first process lives here. Waits for a monitor that is still about to say so.
-    pub async fn is_running(&self, container: &ContainerId) -> bool {
+    /// The container's first process as this host numbers it, if it lives here. Waits for a monitor that is still about to
+    /// say so.
+    pub async fn running(&self, container: &ContainerId) -> Option<i32> {
         let give_up_at = tokio::time::Instant::now() + RESUME;
         loop {
             match crate::runtime::find(&self.containers.paths(container)).await {
                 Ok(Found::Starting) if tokio::time::Instant::now() < give_up_at => {
                     tokio::time::sleep(STARTING).await;
                 }
-                found => return matches!(found, Ok(Found::Running(_) | Found::Paused(_))),
+                Ok(Found::Running(life) | Found::Paused(life)) => return Some(life.pid),
+                _ => return None,
             }
         }
     }

@@ -249,6 +249,11 @@ impl LocalDestination {
             .map_err(|error| HostError::new("read the container's address", error))
     }
 
+    /// The container runs already, as this process.
+    pub fn found_running(&self, pid: i32) {
+        *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    }
+
     async fn attach(&self, pid: i32) -> Result<(), HostError> {
         let failed = |error| HostError::new("prepare the container's network", error);
         let request = self.network_request()?;
@@ -263,7 +268,7 @@ impl LocalDestination {
             .await
             .map_err(failed)?;
         *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = Some(attachment);
-        *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+        self.found_running(pid);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use tranship_checkpoint::cgroup::CgroupVersion;
 use tranship_checkpoint::criu::probe::probe_runc;
 use tranship_checkpoint::criu::{cpuinfo_check, cpuinfo_dump, probe};
+use tranship_checkpoint::memory::{Untracked, supported, untracked};
 use tranship_migrate::deadlines::REPLY;
 use tranship_migrate::error::chain;
 use tranship_migrate::preflight::{DestinationFacts, blockers};
@@ -17,8 +18,18 @@ use super::conductor::Shared;
 use super::usage::{memory_available_bytes, tree_bytes};
 use crate::containers::Anatomy;
 
-/// A restored container's memory is there twice for a moment: in CRIU's images, on a tmpfs, and in its tasks.
-const MEMORY_FACTOR: u64 = 2;
+/// Of a container's memory, what the destination needs in percent. Where it comes inside CRIU's images it is there twice for a
+/// moment: on a tmpfs, and in the tasks. Where it is filled in behind them, the store gives back what was used.
+const STOP_AND_COPY_PERCENT: u64 = 200;
+/// See [`STOP_AND_COPY_PERCENT`].
+const LIVE_PERCENT: u64 = 130;
+
+/// What shared memory costs inside the blackout, in bytes a millisecond: dumped by CRIU, sent, and restored. `make bench`'s
+/// stop-and-copy figures.
+const SHARED_BYTES_PER_MS: u64 = 240_000;
+
+/// Shared memory that is not worth a word.
+const SHARED_WORTH_A_WORD: u64 = 4 << 20;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -43,6 +54,7 @@ impl Shared {
             Ok(host) => checked.destination = Some(host),
             Err(reason) => checked.blockers.push(reason),
         }
+        checked.warnings = self.memory_warnings(container);
         match self.question(container).await {
             Err(error) => checked.blockers.push(chain(error.as_ref())),
             Ok((request, mut here)) => {
@@ -115,7 +127,11 @@ impl Shared {
         reasons.extend(self.shared_volumes(&anatomy).await?);
         let disk_bytes = files_bytes(&anatomy).await?;
         // One that does not run has no memory to move.
-        let memory_bytes = self.memory_of(&anatomy.paths.cgroup).unwrap_or_default() * MEMORY_FACTOR;
+        let percent = match supported() {
+            Ok(()) => LIVE_PERCENT,
+            Err(_) => STOP_AND_COPY_PERCENT,
+        };
+        let memory_bytes = self.memory_of(&anatomy.paths.cgroup).unwrap_or_default() / 100 * percent;
         let record = &anatomy.record;
         let request = PreflightRequest {
             protocol_version: version::NEWEST,
@@ -134,6 +150,28 @@ impl Shared {
             layers: anatomy.image.layers.clone(),
         };
         Ok((request, reasons))
+    }
+
+    /// What of the container's memory cannot be sent while it runs, and what that costs.
+    fn memory_warnings(&self, container: &ContainerId) -> Vec<String> {
+        if let Err(error) = supported() {
+            return vec![format!(
+                "{error}: the container stands still while its memory is copied"
+            )];
+        }
+        let cgroup = self.containers.paths(container).cgroup;
+        // One that cannot be looked at is refused for that, with the reason.
+        let shared = untracked(&cgroup).unwrap_or_default();
+        let counts = |found: &Untracked| found.bytes >= SHARED_WORTH_A_WORD;
+        let warning = |found: Untracked| {
+            format!(
+                "{} MiB of {} memory travel inside the blackout, which makes it about {} ms longer",
+                found.bytes >> 20,
+                found.what,
+                found.bytes / SHARED_BYTES_PER_MS
+            )
+        };
+        shared.into_iter().filter(counts).map(warning).collect()
     }
 
     /// A volume that somebody else here mounts too would be in two places.
@@ -189,7 +227,7 @@ impl Shared {
             blockers: reasons,
             warnings: Vec::new(),
             layers_present,
-            no_live_memory: tranship_checkpoint::memory::supported()
+            no_live_memory: supported()
                 .err()
                 .map(|error| error.to_string())
                 .unwrap_or_default(),

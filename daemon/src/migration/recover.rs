@@ -326,7 +326,7 @@ impl Conductor {
         host: Arc<LocalDestination>,
         reserve: &Reserve,
     ) -> Result<(), HostError> {
-        if !self.shared.is_running(host.container()).await {
+        let Some(pid) = self.shared.running(host.container()).await else {
             // Whoever could still let the tasks go ends by this.
             host.clear_killed_restore().await?;
             if host.was_released() {
@@ -336,7 +336,8 @@ impl Conductor {
                 self.ask_and_restore(id, record, host, reserve);
             }
             return Ok(());
-        }
+        };
+        host.found_running(pid);
         host.adopt().await?;
         host.record(DestinationStep::Running).await?;
         host.drop_staging().await?;

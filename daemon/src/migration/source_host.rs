@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tranship_checkpoint::criu::{Dump, Memory, journal_of};
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory;
+use tranship_checkpoint::memory::fill::filling;
 use tranship_checkpoint::process_tree;
 use tranship_checkpoint::throttle::limit_cpus;
-use tranship_migrate::deadlines::{FREEZE, IMAGES, REPLY};
+use tranship_migrate::deadlines::{FILLING, FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::SourceStep;
 use tranship_migrate::host::{
@@ -39,6 +40,12 @@ const SETTLE: Duration = Duration::from_millis(20);
 
 /// How long while it stands still: for what a process has closed just before.
 const SETTLE_FROZEN: Duration = Duration::from_millis(5);
+
+/// Pages that CRIU takes into its images as well would be there twice, and of two moments.
+const NO_VIEW: &str = "this CRIU does not load the library that hides memory from it";
+
+/// Between two looks at a container whose memory is being filled in.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Where in a migration's staging a dump leaves what is not an image.
 pub const DUMP_DIR: &str = "dump";
@@ -107,6 +114,26 @@ impl LocalSource {
         self.attachment.get_or_try_init(find).await
     }
 
+    /// Waits until nothing of the container's memory is missing: what is, a dump would lose.
+    async fn wait_filled(&self) -> Result<(), HostError> {
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            HostError::new("wait until the container's memory is complete", error)
+        };
+        let give_up_at = Instant::now() + FILLING;
+        while filling(&self.anatomy.paths.filling())
+            .map_err(|error| failed(error.into()))?
+            .is_some()
+        {
+            if Instant::now() >= give_up_at {
+                return Err(failed(
+                    "it is still being filled in after its last migration".into(),
+                ));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    }
+
     async fn sizes(&self) -> Result<(u64, Vec<VolumeSource>), HostError> {
         let writable = self.writable_layer()?;
         let volumes: Vec<_> = self
@@ -143,6 +170,7 @@ impl LocalSource {
 #[async_trait]
 impl SourceHost for LocalSource {
     async fn describe(&self) -> Result<Reserve, HostError> {
+        self.wait_filled().await?;
         // Found now, so that cutting it later costs no search.
         self.attachment().await?;
         let (disk_bytes, volumes) = self.sizes().await?;
@@ -249,10 +277,7 @@ impl SourceHost for LocalSource {
         let prepared = Dump::prepare(request, Instant::now() + REPLY).await;
         let prepared = prepared.map_err(|error| HostError::new("prepare the dump", error))?;
         if live && prepared.memory() != Memory::StateOnly {
-            return Err(HostError::new(
-                "prepare the dump",
-                "this CRIU does not load the library that hides memory from it",
-            ));
+            return Err(HostError::new("prepare the dump", NO_VIEW));
         }
         *self.dump.lock().await = Some(prepared);
         Ok(())
@@ -305,6 +330,9 @@ impl SourceHost for LocalSource {
             .as_mut()
             .ok_or_else(|| HostError::new("dump the container", "it was not prepared"))?;
         let barrier = match dump.write(Instant::now() + IMAGES).await {
+            Ok(barrier) if self.live.load(Ordering::Acquire) && barrier.memory != Memory::StateOnly => {
+                return Err(HostError::new("dump the container", NO_VIEW));
+            }
             Ok(barrier) => barrier,
             Err(error) => {
                 // It has ended, and there is nothing left to give up.

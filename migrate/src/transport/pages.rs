@@ -164,8 +164,10 @@ impl PageSenders {
     pub async fn failure(&mut self) -> TransportError {
         self.jobs.clear();
         for task in &mut self.tasks {
-            if let Ok(Err(error)) = task.await {
-                return error;
+            match task.await {
+                // One that was well ends because nobody gives it anything any more.
+                Ok(Ok(_) | Err(TransportError::Worker)) | Err(_) => {}
+                Ok(Err(error)) => return error,
             }
         }
         TransportError::Worker

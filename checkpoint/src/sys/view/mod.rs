@@ -139,14 +139,21 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_program_loads_the_library_and_what_it_starts_does_not() {
+    fn criu_loads_the_library_and_what_it_starts_does_not() {
         let view = View::create().unwrap();
+        let run = |program: &Path| {
+            let mut shell = Command::new(program);
+            shell.args(["-c", "env; exec cat /proc/self/maps"]);
+            view.give_to(&mut shell, Path::new("/proc"));
+            String::from_utf8(shell.output().unwrap().stdout).unwrap()
+        };
+        // A script that starts CRIU is not CRIU.
+        assert!(run(Path::new("/bin/sh")).contains("LD_PRELOAD"));
         assert!(!view.wait_loaded(Duration::ZERO));
-        let mut shell = Command::new("/bin/sh");
-        shell.args(["-c", "env; exec cat /proc/self/maps"]);
-        view.give_to(&mut shell, Path::new("/proc"));
-        let output = shell.output().unwrap();
-        let output = String::from_utf8(output.stdout).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let criu = dir.path().join("criu");
+        std::fs::copy("/bin/sh", &criu).unwrap();
+        let output = run(&criu);
         assert!(view.wait_loaded(Duration::ZERO), "{output}");
         assert!(output.contains("PATH="), "{output}");
         for word in ["LD_PRELOAD", "TRANSHIP_VIEW", "tranship-view"] {

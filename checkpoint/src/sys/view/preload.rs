@@ -104,6 +104,20 @@ unsafe fn keep_directory(path: &[u8]) {
     unsafe { *DIRECTORY.0.get() = Path::new().with(path) };
 }
 
+/// What CRIU's program is called. Whatever starts it, such as a shell, passes the variables on to it.
+const PROGRAM: &[u8] = b"/criu";
+
+/// Whether this program is CRIU.
+fn is_criu() -> bool {
+    let mut path = [0u8; 4096];
+    // SAFETY: the name ends with a zero byte, and no more is written than there is room for.
+    let length = unsafe { readlink(c"/proc/self/exe".as_ptr(), path.as_mut_ptr().cast(), path.len()) };
+    usize::try_from(length)
+        .ok()
+        .and_then(|length| path.get(..length))
+        .is_some_and(|path| path.ends_with(PROGRAM))
+}
+
 /// Finds the board, and takes the variables away: what CRIU starts is not to load this library.
 #[cfg_attr(test, expect(dead_code, reason = "the loader calls it"))]
 extern "C" fn start() {
@@ -113,7 +127,7 @@ extern "C" fn start() {
     // library is linked to it, so it has been started first, and no other thread is.
     unsafe {
         let path = getenv(name);
-        if path.is_null() {
+        if path.is_null() || !is_criu() {
             return;
         }
         let file = open(path, O_RDWR_CLOEXEC);
@@ -208,9 +222,11 @@ unsafe fn tar(arguments: *const *const c_char) -> bool {
         [tar, create, .., place, here] if *tar == c"tar" && *create == c"--create" => {
             *place == c"/proc/self/fd/0" && *here == c"." && tmpfs::save(0, 1)
         }
-        // SAFETY: the path is one of the caller's strings.
-        [tar, extract, .., directory, path] if *tar == c"tar" && *extract == c"--extract" => {
-            *directory == c"--directory" && unsafe { tmpfs::load(0, path.as_ptr()) }
+        [tar, extract, .., directory, path]
+            if *tar == c"tar" && *extract == c"--extract" && *directory == c"--directory" =>
+        {
+            // SAFETY: the path is one of the caller's strings.
+            unsafe { tmpfs::load(0, path.as_ptr()) }
         }
         _ => false,
     }
