@@ -19,7 +19,7 @@ help:
 	@echo 'make test           everything that CI runs; the last line has the totals'
 	@echo 'make test-full      the end-to-end tests that take minutes: 1 GiB moved ten times, a JVM'
 	@echo 'make lint           shell scripts, formatting, clippy, licences and sources of dependencies'
-	@echo 'make bench          what docs/BENCHMARKS.md reports'
+	@echo 'make bench          what docs/BENCHMARKS.md reports; BENCH="--scenario redis-1g --moves 5" for a part of it'
 	@echo 'make fuzz           each fuzz target for FUZZ_SECONDS (60); needs cargo-fuzz'
 	@echo 'make clean-testbed  remove what an interrupted run left behind'
 
@@ -47,7 +47,7 @@ demo: build
 	target/release/demo
 
 bench: build
-	target/release/bench
+	target/release/bench $(BENCH)
 
 fuzz: setup
 	scripts/run-fuzz $(FUZZ_SECONDS)

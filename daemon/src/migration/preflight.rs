@@ -126,12 +126,7 @@ impl Shared {
         };
         reasons.extend(self.shared_volumes(&anatomy).await?);
         let disk_bytes = files_bytes(&anatomy).await?;
-        // One that does not run has no memory to move.
-        let percent = match supported() {
-            Ok(()) => LIVE_PERCENT,
-            Err(_) => STOP_AND_COPY_PERCENT,
-        };
-        let memory_bytes = self.memory_of(&anatomy.paths.cgroup).unwrap_or_default() / 100 * percent;
+        let memory_bytes = self.memory_needed(&anatomy.paths.cgroup);
         let record = &anatomy.record;
         let request = PreflightRequest {
             protocol_version: version::NEWEST,
@@ -150,6 +145,22 @@ impl Shared {
             layers: anatomy.image.layers.clone(),
         };
         Ok((request, reasons))
+    }
+
+    /// Bytes of memory that the destination needs for a container in this cgroup.
+    fn memory_needed(&self, cgroup: &str) -> u64 {
+        // One that does not run has no memory to move.
+        let all = self.memory_of(cgroup).unwrap_or_default();
+        let inside_images = match supported() {
+            Ok(()) => untracked(cgroup)
+                .unwrap_or_default()
+                .iter()
+                .map(|found| found.bytes)
+                .sum(),
+            Err(_) => all,
+        };
+        let inside_images = all.min(inside_images);
+        inside_images / 100 * STOP_AND_COPY_PERCENT + (all - inside_images) / 100 * LIVE_PERCENT
     }
 
     /// What of the container's memory cannot be sent while it runs, and what that costs.

@@ -264,6 +264,8 @@ impl Conductor {
             }
             DestinationRecovery::Inspect => self.inspect(id, record, host, &reserve).await,
             DestinationRecovery::Nothing => {
+                // The daemon before may have ended between its last record and this.
+                host.drop_staging().await?;
                 let runs = newest == Some(DestinationStep::Running);
                 self.close_received(id, record, runs, String::new()).await;
                 Ok(())
