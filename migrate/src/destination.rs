@@ -299,17 +299,28 @@ impl Destination {
     }
 
     /// The container is this host's now. The record comes before the tasks run: after it nobody restores it again.
-    async fn resume(&mut self, held: Box<dyn HeldRestore>) -> Result<(), StepError> {
+    async fn resume(&mut self, mut held: Box<dyn HeldRestore>) -> Result<(), StepError> {
         let go_at = Instant::now();
         self.note(Phase::Resume);
         let host = Arc::clone(&self.host);
         self.timings
             .measure("resuming record", host.record(DestinationStep::Resuming))
             .await?;
-        self.timings.measure("network on", host.plug_network()).await?;
-        let stages = self.timings.measure("release", held.release()).await?;
+        self.timings.measure("release", held.release()).await?;
+        // Not before: what a socket acknowledges now can no longer be lost with a restore that is done again.
+        let released = Instant::now();
+        let plug = async {
+            let plugged = host.plug_network().await;
+            (plugged, released.elapsed())
+        };
+        let ((plugged, plug_took), stages) = tokio::join!(plug, held.running());
+        let stages = stages?;
         let go_to_running = go_at.elapsed();
+        self.timings.record("network on", released, plug_took);
         self.record_stages(&stages);
+        if let Err(error) = plugged {
+            tracing::error!(migration_id = %self.migration, error = %chain(&error), "the container runs, but is not on its network");
+        }
         self.adopt(go_at, go_to_running).await
     }
 

@@ -229,9 +229,14 @@ pub trait HeldRestore: Send {
     /// Where the time went until it was held.
     fn stages(&self) -> &[Stage];
 
-    /// Lets CRIU finish; returns when the tasks run, with the moment CRIU was told. Not to be called twice: a
-    /// failure leaves a container that must be looked at, not one that may be restored again.
-    async fn release(self: Box<Self>) -> Result<Vec<Stage>, HostError>;
+    /// Lets the tasks go; returns as soon as nobody's end can keep them from running any more. Before that nothing that
+    /// the container's sockets say may reach anybody: what they acknowledge would be lost with a restore that is done
+    /// again. Not to be called twice: a failure leaves a container that must be looked at, not one that may be restored
+    /// again.
+    async fn release(&mut self) -> Result<(), HostError>;
+
+    /// Returns when the tasks run, with where the time went since [`HeldRestore::release`].
+    async fn running(self: Box<Self>) -> Result<Vec<Stage>, HostError>;
 
     /// Has CRIU end what it restored.
     async fn abandon(self: Box<Self>) -> Result<(), HostError>;
@@ -274,7 +279,8 @@ pub trait DestinationHost: Send + Sync {
     /// where that has not been done.
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError>;
 
-    /// Puts the container on the network, gives it what was held for it, and announces its address.
+    /// Puts the container, whose tasks are let go, on the network, gives it what was held for it, passes on what it has
+    /// said meanwhile, and announces its address.
     async fn plug_network(&self) -> Result<(), HostError>;
 
     /// The container runs: registers it as this host's own, under the new epoch.

@@ -285,7 +285,7 @@ impl HeldRestore for Held {
         &[]
     }
 
-    async fn release(self: Box<Self>) -> Result<Vec<Stage>, HostError> {
+    async fn release(&mut self) -> Result<(), HostError> {
         self.0.enter("release")?;
         self.0.with(|world| {
             assert!(
@@ -295,6 +295,10 @@ impl HeldRestore for Held {
             assert!(!world.source_runs, "two owners");
             world.destination_runs = true;
         });
+        Ok(())
+    }
+
+    async fn running(self: Box<Self>) -> Result<Vec<Stage>, HostError> {
         Ok(Vec::new())
     }
 
@@ -388,6 +392,7 @@ impl DestinationHost for SimulatedDestination {
         self.world.enter("plug")?;
         self.world.with(|world| {
             assert!(!world.source_on_network, "the address answers twice");
+            assert!(world.destination_runs, "what it acknowledges can still be lost");
             world.destination_holds = false;
             world.destination_on_network = true;
         });

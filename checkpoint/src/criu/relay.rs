@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! bind -> [start runc with environment()] -> wait_request -> release_request
-//!      -> (restore: wait_namespaces -> continue_namespaces) -> wait_barrier -> release -> wait_finished
+//!      -> (restore: wait_namespaces -> continue_namespaces) -> wait_barrier -> release
+//!      -> (restore: wait_released) -> wait_finished
 //! ```
 //! Each wait can be answered with `abort` instead.
 //! Dropping a [`Relay`] closes the connection: what is held then, or comes to a barrier later, is aborted.
@@ -219,15 +220,33 @@ impl Relay {
         }
     }
 
+    /// Waits, after [`Self::release`] of a restore, until it cannot be taken back any more: the tasks run, or will at once,
+    /// whoever ends. Nothing a task says may reach anybody before that.
+    pub async fn wait_released(&mut self, deadline: Instant) -> Result<(), RelayError> {
+        const WAITING_FOR: &str = "the release";
+        match self.next(deadline, WAITING_FOR).await? {
+            FromRelay::Released => Ok(()),
+            _ => Err(RelayError::Protocol {
+                waiting_for: WAITING_FOR,
+            }),
+        }
+    }
+
     /// Waits for CRIU's end, whichever it is.
     pub async fn wait_finished(&mut self, deadline: Instant) -> Result<Finished, RelayError> {
         const WAITING_FOR: &str = "CRIU's end";
-        match self.next(deadline, WAITING_FOR).await {
-            Err(RelayError::Ended { finished, .. }) => Ok(finished),
-            Ok(_) => Err(RelayError::Protocol {
-                waiting_for: WAITING_FOR,
-            }),
-            Err(error) => Err(error),
+        loop {
+            match self.next(deadline, WAITING_FOR).await {
+                Err(RelayError::Ended { finished, .. }) => return Ok(finished),
+                // Nobody has waited for it.
+                Ok(FromRelay::Released) => {}
+                Ok(_) => {
+                    return Err(RelayError::Protocol {
+                        waiting_for: WAITING_FOR,
+                    });
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 //! daemon -> relay    go | abort
 //! relay  -> daemon   barrier        CRIU waits at a stage; runc has already agreed
 //! daemon -> relay    go | abort     (a restore has two barriers, a dump one)
+//! relay  -> daemon   released       restored tasks run from now on, whatever happens to anybody else
 //! relay  -> daemon   finished       CRIU has ended, well or not
 //! ```
 //! The end of the daemon's side of the connection counts as `abort`.
@@ -189,6 +190,8 @@ pub enum FromRelay {
     Request(RequestSeen),
     /// See [`Barrier`].
     Barrier(Barrier),
+    /// CRIU has been told to let restored tasks run, and [`RELEASED_NAME`] is there.
+    Released,
     /// See [`Finished`].
     Finished(Finished),
 }

@@ -249,9 +249,24 @@ impl LocalDestination {
             .map_err(|error| HostError::new("read the container's address", error))
     }
 
-    /// The container runs already, as this process.
-    pub fn found_running(&self, pid: i32) {
+    /// The container runs already, as this process; whether it is on its network yet is not known.
+    ///
+    /// # Errors
+    /// What it is to be connected with cannot be looked for.
+    pub async fn found_running(&self, pid: i32) -> Result<(), HostError> {
+        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let networks = self.shared.networks();
+        let found = networks
+            .find(&self.container, &self.network_request()?, &netns)
+            .await;
+        let found = found.map_err(|error| HostError::new("find the container's network", error))?;
+        self.restored_as(pid, found);
+        Ok(())
+    }
+
+    fn restored_as(&self, pid: i32, attachment: Option<Attachment>) {
         *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+        *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = attachment;
     }
 
     async fn attach(&self, pid: i32) -> Result<(), HostError> {
@@ -267,8 +282,8 @@ impl LocalDestination {
             .prepare(&self.container, &request, &netns, known)
             .await
             .map_err(failed)?;
-        *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = Some(attachment);
-        self.found_running(pid);
+        self.shared.networks().listen(&attachment).map_err(failed)?;
+        self.restored_as(pid, Some(attachment));
         Ok(())
     }
 

@@ -39,6 +39,8 @@ pub struct LocalHeld {
     pub filler: Option<FillerHandle>,
     /// Where the time went until now.
     pub stages: Vec<Stage>,
+    /// When the tasks were let go, by CRIU's clock; 0 before.
+    pub released_us: u64,
 }
 
 #[async_trait]
@@ -47,19 +49,25 @@ impl HeldRestore for LocalHeld {
         &self.stages
     }
 
-    async fn release(mut self: Box<Self>) -> Result<Vec<Stage>, HostError> {
-        let failed = |error| HostError::new("let the restored container run", error);
-        let released_at = monotonic_us();
-        self.relay
-            .release()
+    async fn release(&mut self) -> Result<(), HostError> {
+        self.released_us = monotonic_us();
+        let released = async {
+            self.relay.release().await?;
+            self.relay.wait_released(Instant::now() + RESUME).await
+        };
+        released
             .await
-            .map_err(|error| failed(AnyError::from(error)))?;
+            .map_err(|error| HostError::new("let the restored container run", error))
+    }
+
+    async fn running(mut self: Box<Self>) -> Result<Vec<Stage>, HostError> {
+        let failed = |error: AnyError| HostError::new("wait until the restored container runs", error);
         let finished = self.relay.wait_finished(Instant::now() + RESUME).await;
         let finished = finished.map_err(|error| failed(error.into()))?;
         if !finished.success {
             return Err(failed(finished.message.unwrap_or(finished.exit).into()));
         }
-        let later = |stage: &&StageTime| stage.at_us >= released_at;
+        let later = |stage: &&StageTime| stage.at_us >= self.released_us;
         let times: Vec<StageTime> = finished.stages.iter().filter(later).cloned().collect();
         // The tasks run. That runc has still to write its books does not keep them waiting.
         let runc = self.runc;

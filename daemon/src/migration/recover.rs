@@ -339,7 +339,9 @@ impl Conductor {
             }
             return Ok(());
         };
-        host.found_running(pid);
+        host.found_running(pid).await?;
+        // The daemon before may have ended between the release and this.
+        host.plug_network().await?;
         host.adopt().await?;
         host.record(DestinationStep::Running).await?;
         host.drop_staging().await?;

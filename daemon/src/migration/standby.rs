@@ -147,6 +147,7 @@ impl StandingBy {
             runc: self.runc,
             filler: self.filler,
             stages,
+            released_us: 0,
         }
     }
 

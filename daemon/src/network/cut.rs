@@ -82,6 +82,7 @@ pub(super) async fn plug(
         .await?;
     match hold {
         Some(hold) => {
+            hold.pass_on()?;
             let delivered = hold.hand_over(links, &link).await?;
             let (frames, bytes, lost) = (delivered.frames, delivered.bytes, delivered.lost);
             let container = attachment.container.short();

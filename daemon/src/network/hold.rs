@@ -8,8 +8,8 @@
 //!
 //! The tap is made while the container still runs at its source and stays deaf until [`Networks::hold`]: it is a port that
 //! nothing is flooded to. Nothing ever comes out of it, so a container that is held says nothing. At the end the cable
-//! becomes a port, what has waited is put into it, the bridge is told that the container is there, and what came in
-//! between follows.
+//! becomes a port, what the container has said since its tasks were let go is passed on ([`Networks::listen`]), what has
+//! waited is put into the cable, the bridge is told that the container is there, and what came in between follows.
 //!
 //! The queue is the kernel's: it is bounded, what does not fit is dropped and counted, and it is gone with the daemon.
 
@@ -29,7 +29,7 @@ use super::links::{Link, Links};
 use super::mac::MacAddr;
 use super::networks::{Networks, Place};
 use super::{arp, netns};
-use crate::sys::packet::{ETHERTYPE_ARP, FrameSocket, HEADER_BYTES};
+use crate::sys::packet::{ETHERTYPE_ARP, FrameListener, FrameSocket, HEADER_BYTES};
 use crate::sys::tap::Tap;
 
 /// Most frames that wait for one container: what eight thousand busy clients have under way.
@@ -102,6 +102,8 @@ pub(super) struct Hold {
     voice: FrameSocket,
     /// Into the cable.
     cable: Mutex<Option<Arc<FrameSocket>>>,
+    /// To the cable.
+    listener: Mutex<Option<FrameListener>>,
     relay: Mutex<Option<Relay>>,
     /// What came before all that is in the tap.
     early: Mutex<Kept>,
@@ -156,6 +158,22 @@ impl Networks {
             Some(hold) => hold.begin(&self.shared.links).await,
             None => Ok(()),
         }
+    }
+
+    /// Keeps what a container says whose cable is laid and no port yet, until [`Self::plug`] passes it on: its first words
+    /// would otherwise have to be said again, after a retransmission's time. Only where frames are held for it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn listen(&self, attachment: &Attachment) -> Result<(), NetworkError> {
+        let hold = self.shared.holds.of(&attachment.container);
+        let (Some(hold), Some(interface)) = (hold, &attachment.interface) else {
+            return Ok(());
+        };
+        let cable = &interface.host_link;
+        let listener = FrameListener::open(cable).map_err(NetworkError::io(format!("listen to {cable}")))?;
+        *lock(&hold.listener) = Some(listener);
+        Ok(())
     }
 
     /// Adds frames that another host has kept for a container that is held here; they are handed over first.
@@ -229,6 +247,7 @@ impl Hold {
             link,
             voice,
             cable: Mutex::default(),
+            listener: Mutex::default(),
             relay: Mutex::default(),
             early: Mutex::default(),
             dropped_before,
@@ -279,6 +298,23 @@ impl Hold {
             kept.frames.iter().for_each(|frame| early.add(frame));
             early.lost += kept.lost;
         }
+    }
+
+    /// Passes on what the container has said until its cable became a port. A frame of the moment in between may come
+    /// twice, none is missed.
+    pub(super) fn pass_on(&self) -> Result<(), NetworkError> {
+        let listener = lock(&self.listener);
+        let Some(listener) = &*listener else {
+            return Ok(());
+        };
+        let listening = || NetworkError::io(format!("listen to what {} says", self.trap.mac));
+        listener.stop().map_err(listening())?;
+        let mut buffer = vec![0; FRAME_BYTES];
+        while let Some(frame) = listener.next(&mut buffer).map_err(listening())? {
+            // The network may lose a frame, and so may this.
+            let _ = self.voice.send(frame);
+        }
+        Ok(())
     }
 
     /// Hands over what has waited to the container at the other end of `cable`, which is a port of the bridge already.

@@ -14,6 +14,12 @@ pub const ETHERTYPE_ARP: u16 = 0x0806;
 /// Of a socket that receives nothing.
 const NO_ETHERTYPE: u16 = 0;
 
+/// Of a socket that receives everything.
+const EVERY_ETHERTYPE: u16 = libc::ETH_P_ALL as u16;
+
+/// Bytes of frames that wait in a listener, with what the kernel adds to each: a thousand connections that speak at once.
+const LISTENER_BYTES: usize = 8 << 20;
+
 const _: () = assert!(
     mem::size_of::<libc::sockaddr_ll>() == 20,
     "as linux/if_packet.h has it"
@@ -119,12 +125,91 @@ impl FrameSocket {
     }
 }
 
+/// A socket that receives all that comes out of one link, and keeps it.
+#[derive(Debug)]
+pub struct FrameListener {
+    fd: OwnedFd,
+}
+
+impl FrameListener {
+    /// Listens to the link of that name in the calling thread's network namespace, from here on; it stays there.
+    ///
+    /// # Errors
+    /// When there is no such link, or without CAP_NET_RAW or CAP_NET_ADMIN.
+    pub fn open(link: &str) -> io::Result<Self> {
+        let fd = raw_socket()?;
+        // What is sent into the link is nobody's word.
+        set_option(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)?;
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(&fd, LISTENER_BYTES)?;
+        bind_to(&fd, link, EVERY_ETHERTYPE)?;
+        Ok(Self { fd })
+    }
+
+    /// Receives nothing more; what waits can still be read.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn stop(&self) -> io::Result<()> {
+        // One instruction: take no byte of any frame.
+        let mut nothing = [libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }];
+        let filter = libc::sock_fprog {
+            len: 1,
+            filter: nothing.as_mut_ptr(),
+        };
+        set_option(&self.fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
+    }
+
+    /// The next frame that waits, cut to the buffer's length; none when nothing does.
+    ///
+    /// # Errors
+    /// When the link went down or away.
+    pub fn next<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
+        loop {
+            match rustix::io::read(&self.fd, &mut *buffer) {
+                Ok(length) => return Ok(buffer.get(..length)),
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn set_option<T>(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the pointer is to a live value and the length is its size; the kernel only reads it, and what it points to.
+    let set = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const *value).cast(),
+            mem::size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if set < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 fn to_everybody(source: [u8; 6], payload: &[u8]) -> Vec<u8> {
     [&[0xff; 6][..], &source, &ETHERTYPE_ARP.to_be_bytes(), payload].concat()
 }
 
 /// A raw socket on the link of that name, which receives what is of this ethertype.
 fn bound(link: &str, ethertype: u16) -> io::Result<OwnedFd> {
+    let fd = raw_socket()?;
+    bind_to(&fd, link, ethertype)?;
+    Ok(fd)
+}
+
+/// A raw socket that is on no link yet.
+fn raw_socket() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is checked before it becomes an owned descriptor.
     let raw = unsafe {
         libc::socket(
@@ -137,8 +222,11 @@ fn bound(link: &str, ethertype: u16) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: `raw` was just returned by the kernel and nobody else has it.
-    let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(raw) };
-    let asked = address(netdevice::name_to_index(&fd, link)?, ethertype)?;
+    Ok(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(raw) })
+}
+
+fn bind_to(fd: &OwnedFd, link: &str, ethertype: u16) -> io::Result<()> {
+    let asked = address(netdevice::name_to_index(fd, link)?, ethertype)?;
     // SAFETY: the pointer is to a live `sockaddr_ll` and the length is its size.
     let bound = unsafe {
         libc::bind(
@@ -150,7 +238,7 @@ fn bound(link: &str, ethertype: u16) -> io::Result<OwnedFd> {
     if bound < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(fd)
+    Ok(())
 }
 
 fn address(index: u32, ethertype: u16) -> io::Result<libc::sockaddr_ll> {

@@ -275,11 +275,17 @@ impl Session {
             return self.to_criu(&packet);
         };
         let go = self.barrier_decision(stage) == Decision::Go;
-        let answer = rpc::Request::answer(go && (stage != BarrierStage::PostRestore || mark_released()));
+        let releases = stage == BarrierStage::PostRestore;
+        let go = go && (!releases || mark_released());
         self.to_criu(&Packet {
-            bytes: answer.encode_to_vec(),
+            bytes: rpc::Request::answer(go).encode_to_vec(),
             fds: packet.fds,
-        })
+        })?;
+        if let Some((daemon, _)) = self.daemon.as_mut().filter(|_| go && releases) {
+            // A daemon that is gone finds the mark.
+            let _ = daemon.tell(&FromRelay::Released);
+        }
+        Ok(())
     }
 
     fn barrier_decision(&mut self, stage: BarrierStage) -> Decision {
