@@ -15,7 +15,7 @@ use super::inject::{self, InjectError};
 use super::page_set::PageSet;
 use super::read::{Reader, Source, Totals};
 use super::scan::{Abilities, Follower, Listing, Scratch, failed, has_ended, is_followed};
-use super::{PAGE_BYTES, PageSink, ResidentPages, TrackError};
+use super::{PAGE_BYTES, PageRun, PageSink, ResidentPages, TrackError};
 use crate::sys::maps::Maps;
 use crate::sys::pagemap::{Pagemap, Region};
 use crate::sys::ptrace;
@@ -68,7 +68,11 @@ pub struct Process {
     /// Areas in which pages may be protected that were not found: everything there counts as written.
     suspect: Vec<Range<u64>>,
     unsettled: Option<Unsettled>,
+    /// What [`Self::send_frozen`] has listed: each area with its pages.
+    listed: Listed,
 }
+
+type Listed = Vec<(Area, Vec<PageRun>)>;
 
 impl Process {
     /// Opens the process `pid` without touching it. None when it has ended.
@@ -89,6 +93,7 @@ impl Process {
                 sent: PageSet::default(),
                 suspect: Vec::new(),
                 unsettled: None,
+                listed: Vec::new(),
             };
             Ok(process.is_alive().then_some(process))
         };
@@ -212,6 +217,23 @@ impl Process {
         Ok(scanned)
     }
 
+    /// As [`Self::send_written`], while the process stands still; what there is is listed at the same time, so that
+    /// [`Self::finish`] has to look only at what changes from here on.
+    pub fn send_frozen(
+        &mut self,
+        abilities: Abilities,
+        scratch: &mut Scratch,
+        sink: &mut dyn PageSink,
+        totals: &mut Totals,
+    ) -> Result<u64, TrackError> {
+        let scanned = self.send_written(abilities, scratch, sink, totals)?;
+        // What may be written without a trace cannot be listed in advance.
+        if self.userfaultfd.is_some() && self.unsettled.is_none() {
+            self.listed = self.list(abilities, scratch, sink, totals, false)?;
+        }
+        Ok(scanned)
+    }
+
     /// After [`Self::send_written`], while the process runs: hands on what has to be read once more, because it may have
     /// been written without a trace.
     pub fn send_settled(&mut self, sink: &mut dyn PageSink, totals: &mut Totals) -> Result<(), TrackError> {
@@ -259,20 +281,45 @@ impl Process {
         sink: &mut dyn PageSink,
         totals: &mut Totals,
     ) -> Result<ResidentPages, TrackError> {
-        let areas = self.areas()?;
-        let mut unsettled = self.unsettled.take();
-        if let Some(unsettled) = &unsettled {
+        if let Some(unsettled) = &self.unsettled {
             // Once more, and for the last time.
             self.sent.remove_all(&unsettled.fresh);
             self.sent.remove_all(&unsettled.settling);
         }
-        let (process, suspect) = (self.id, self.suspect.clone());
-        let mut runs = Vec::new();
+        let listed = self.list(abilities, scratch, sink, totals, true)?;
+        let runs = listed.into_iter().flat_map(|(_, runs)| runs).collect();
+        Ok(ResidentPages {
+            process: self.id,
+            runs,
+        })
+    }
+
+    /// Each area with its pages; hands on those that are not sent. Unless all are required, areas that are not followed are
+    /// left out, and pages that cannot be read.
+    fn list(
+        &mut self,
+        abilities: Abilities,
+        scratch: &mut Scratch,
+        sink: &mut dyn PageSink,
+        totals: &mut Totals,
+        require_all: bool,
+    ) -> Result<Listed, TrackError> {
+        let areas = self.areas()?;
+        let mut unsettled = self.unsettled.take();
+        let mut former = std::mem::take(&mut self.listed);
+        let suspect = self.suspect.clone();
+        let mut listed = Vec::with_capacity(areas.len());
         let (follower, mut reader) = self.split(sink, totals);
-        reader.require_all();
+        if require_all {
+            reader.require_all();
+        }
         for area in areas {
+            let mut runs = Vec::new();
             let sure = !suspect.iter().any(|range| overlap(range, &area.range));
-            let followed = follower.is_following() && is_followed(&area, reader.sent());
+            let followed = sure && follower.is_following() && is_followed(&area, reader.sent());
+            if !followed && !require_all {
+                continue;
+            }
             let mut found = |range| {
                 if let Some(unsettled) = &mut unsettled {
                     unsettled.fresh.insert(range);
@@ -282,16 +329,28 @@ impl Process {
                 runs: &mut runs,
                 found: &mut found,
             };
-            if !(followed
-                && sure
-                && follower.finish_followed(abilities, &area, scratch, &mut reader, &mut list)?)
-            {
+            let known = former
+                .binary_search_by_key(&area.range.start, |(area, _)| area.range.start)
+                .ok()
+                .filter(|at| former[*at].0 == area)
+                .map(|at| std::mem::take(&mut former[at].1));
+            let done = followed
+                && match known {
+                    Some(known) => {
+                        follower.finish_listed(abilities, &area, known, scratch, &mut reader, &mut list)?
+                    }
+                    None => follower.finish_followed(abilities, &area, scratch, &mut reader, &mut list)?,
+                };
+            if !done && require_all {
                 follower.finish_other(abilities, &area, scratch, &mut reader, &mut list)?;
+            }
+            if done || require_all {
+                listed.push((area, runs));
             }
         }
         reader.flush()?;
         self.unsettled = unsettled;
-        Ok(ResidentPages { process, runs })
+        Ok(listed)
     }
 
     /// Bytes that are to be sent as things stand: what was written, or everything where nothing is tracked.

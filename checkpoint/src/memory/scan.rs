@@ -93,11 +93,19 @@ impl Follower<'_> {
         } else {
             abilities.written(area.kind)
         };
+        let parts = match area.kind {
+            Kind::Anonymous if !all => self.touched(area, scratch)?,
+            _ => None,
+        };
+        let parts = parts.unwrap_or_else(|| vec![area.range.clone()]);
         let mut any = false;
-        let first = self.scan(&query, &area.range, scratch, reader, &mut |range| {
+        let mut note = |range| {
             any = true;
             found(range);
-        });
+        };
+        let first = parts
+            .iter()
+            .try_for_each(|part| self.scan(&query, part, scratch, reader, &mut note));
         match first {
             Err(Scan::Unregistered) => {}
             other => return other.map(|()| true).map_err(|error| error.of(self.pid)),
@@ -192,6 +200,86 @@ impl Follower<'_> {
         match self.list(&query, area, scratch, reader, list) {
             Err(Scan::Unregistered) => Ok(false),
             other => other.map(|()| true).map_err(|error| error.of(self.pid)),
+        }
+    }
+
+    /// As [`Self::finish_followed`], for an area whose pages were `known` when everything stood still already: only where
+    /// something was written since is looked at again.
+    pub fn finish_listed(
+        &self,
+        abilities: Abilities,
+        area: &Area,
+        known: Vec<PageRun>,
+        scratch: &mut Scratch,
+        reader: &mut Reader<'_>,
+        list: &mut Listing<'_>,
+    ) -> Result<bool, TrackError> {
+        let touched = match area.kind {
+            Kind::Anonymous => self.touched(area, scratch)?,
+            _ => None,
+        };
+        let Some(touched) = touched else {
+            return self.finish_followed(abilities, area, scratch, reader, list);
+        };
+        let mut pages = PageSet::default();
+        for run in &known {
+            pages.insert(run.start..run.end());
+        }
+        for range in touched {
+            let part = Area {
+                range: range.clone(),
+                ..area.clone()
+            };
+            let mut now = Vec::new();
+            let mut part_list = Listing {
+                runs: &mut now,
+                found: &mut *list.found,
+            };
+            if !self.finish_followed(abilities, &part, scratch, reader, &mut part_list)? {
+                return Ok(false);
+            }
+            pages.remove(range);
+            now.iter().for_each(|run| pages.insert(run.start..run.end()));
+        }
+        reader.remember(true)?;
+        for range in pages.ranges() {
+            push(list.runs, &range);
+            // What could not be read then is tried again.
+            reader.add_unsent(range)?;
+        }
+        Ok(true)
+    }
+
+    /// Where something of an area may have been written since it was protected, places included where there never was a
+    /// page. None where that is in too many places to be worth it, or nothing tells.
+    ///
+    /// In this form the question is the cheapest that can be asked: 2 ns a page, a tenth of what it costs to know what the
+    /// page is.
+    fn touched(&self, area: &Area, scratch: &mut Scratch) -> Result<Option<Vec<Range<u64>>>, TrackError> {
+        const MOST: usize = 64;
+        let query = Query {
+            required: category::WRITTEN,
+            report: category::WRITTEN,
+            check_registered: true,
+            ..Query::default()
+        };
+        let mut touched = Vec::<Range<u64>>::new();
+        let Range { start, end } = area.range;
+        let scanned = self
+            .pagemap
+            .scan_all(&query, start, end, &mut scratch.regions, |region| {
+                let many = touched.len() == MOST;
+                match touched.last_mut() {
+                    Some(last) if last.end == region.start => last.end = region.end,
+                    _ if many => return Err(Scan::Unregistered),
+                    _ => touched.push(region.start..region.end),
+                }
+                Ok(())
+            });
+        match scanned {
+            Ok(()) => Ok(Some(touched)),
+            Err(Scan::Unregistered) => Ok(None),
+            Err(error) => Err(error.of(self.pid)),
         }
     }
 

@@ -118,15 +118,19 @@ impl Tracker {
         let start = Instant::now();
         self.find_processes()?;
         self.track_processes()?;
-        self.send_written(start, sink, Process::send_settled)
+        self.of_each(start, sink, |process, abilities, scratch, sink, totals| {
+            let scanned = process.send_written(abilities, scratch, sink, totals)?;
+            process.send_settled(sink, totals)?;
+            Ok(scanned)
+        })
     }
 
     /// A round for a container that stands still, by the freezer or by CRIU's tracing. Processes that are not tracked
-    /// yet are left alone, for [`Self::finish`].
+    /// yet are left alone, for [`Self::finish`], which has less to do after this.
     pub fn frozen_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
         let start = Instant::now();
         self.find_processes()?;
-        self.send_written(start, sink, |_, _, _| Ok(()))
+        self.of_each(start, sink, Process::send_frozen)
     }
 
     /// For a container that stands still and will not run here again unless the move is given up: every page that a
@@ -204,11 +208,18 @@ impl Tracker {
         Ok(())
     }
 
-    fn send_written(
+    /// Does something to each process that answers how many bytes of areas it has looked at.
+    fn of_each(
         &mut self,
         start: Instant,
         sink: &mut dyn PageSink,
-        then: impl Fn(&mut Process, &mut dyn PageSink, &mut Totals) -> Result<(), TrackError>,
+        send: impl Fn(
+            &mut Process,
+            Abilities,
+            &mut Scratch,
+            &mut dyn PageSink,
+            &mut Totals,
+        ) -> Result<u64, TrackError>,
     ) -> Result<RoundReport, TrackError> {
         let mut sink = Timed {
             sink,
@@ -218,10 +229,7 @@ impl Tracker {
         let mut scanned_bytes = 0;
         let mut gone = Vec::new();
         for process in self.processes.values_mut() {
-            let scanned = process
-                .send_written(self.abilities, &mut self.scratch, &mut sink, &mut totals)
-                .and_then(|bytes| then(process, &mut sink, &mut totals).map(|()| bytes));
-            match scanned {
+            match send(process, self.abilities, &mut self.scratch, &mut sink, &mut totals) {
                 Ok(bytes) => scanned_bytes += bytes,
                 Err(TrackError::Gone { pid }) => gone.push(pid),
                 Err(error) => return Err(error),
