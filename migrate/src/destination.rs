@@ -229,8 +229,20 @@ impl Destination {
     async fn hold(&mut self) -> Result<Box<dyn HeldRestore>, StepError> {
         self.note(Phase::Hold);
         let host = Arc::clone(&self.host);
-        let held = self.timings.measure("restore", host.restore_held()).await?;
+        let began = Instant::now();
+        let secure = async {
+            let secured = host.secure().await;
+            (secured, began.elapsed())
+        };
+        let (held, (secured, secure_took)) =
+            tokio::join!(self.timings.measure("restore", host.restore_held()), secure);
+        self.timings.record("verified and durable", began, secure_took);
+        let held = held?;
         self.record_stages(held.stages());
+        if let Err(error) = secured {
+            held.abandon().await?;
+            return Err(error.into());
+        }
         let ready = async {
             self.host.record(DestinationStep::Ready).await?;
             self.conversation

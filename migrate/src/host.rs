@@ -255,7 +255,8 @@ pub trait DestinationHost: Send + Sync {
     /// Where pages of memory go; only where some were reserved.
     async fn page_keeper(&self) -> Result<Arc<dyn PageKeeper>, HostError>;
 
-    /// All pages and images have arrived: nothing that the images name may be missing.
+    /// All pages and images have arrived: makes them what a restore takes. Whether a page is missing is told by
+    /// [`DestinationHost::secure`].
     async fn memory_complete(&self) -> Result<(), HostError>;
 
     /// Where its trees go. Refuses names that were not reserved.
@@ -274,6 +275,10 @@ pub trait DestinationHost: Send + Sync {
     /// Does everything of the restore that can be done without the images and the writable layer. What was prepared and
     /// is not used goes with [`DestinationHost::drop_all`].
     async fn prepare_restore(&self, standby: &Standby) -> Result<(), HostError>;
+
+    /// Brings all that has arrived to stable storage, and makes certain that no page is missing which the images name.
+    /// Runs beside [`DestinationHost::restore_held`]: only [`DestinationStep::Ready`] promises it.
+    async fn secure(&self) -> Result<(), HostError>;
 
     /// Restores everything, up to the last stage before a task runs. The network is attached but silent. Prepares it first
     /// where that has not been done.

@@ -169,15 +169,28 @@ impl Memory {
         &self.rounds
     }
 
-    /// Ends the streams. The reader is let go of by a thread of its own: that takes time, and nobody waits for it.
+    /// Ends the streams. The reader is given back, because to let go of it takes time: the container's memory is gone
+    /// through once more.
     ///
     /// # Errors
     /// A stream has failed.
-    pub async fn finish(mut self) -> Result<(TreeReport, Vec<Round>), StepError> {
-        let reader = self.reader.take();
-        tokio::task::spawn_blocking(move || drop(reader));
-        Ok((self.senders.finish().await?, self.rounds))
+    pub async fn finish(self) -> Result<Finished, StepError> {
+        Ok(Finished {
+            report: self.senders.finish().await?,
+            rounds: self.rounds,
+            reader: self.reader,
+        })
     }
+}
+
+/// What is left of a container's memory when all of it was sent.
+pub struct Finished {
+    /// All streams.
+    pub report: TreeReport,
+    /// The rounds.
+    pub rounds: Vec<Round>,
+    /// To be dropped where nothing waits for it.
+    pub reader: Option<Box<dyn MemoryReader>>,
 }
 
 fn per_second(bytes: u64, time: Duration) -> u64 {

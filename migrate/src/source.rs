@@ -21,7 +21,9 @@ use crate::convergence::Wishes;
 use crate::deadlines::{ASK_AGAIN, DROP, IMAGES, REPLY, RESUME, SYNC};
 use crate::error::{ControlError, Failure, HostError, StepError};
 use crate::handoff::SourceStep;
-use crate::host::{ByteStream, CommitError, DestinationSays, Event, MemoryMode, Reservation, SourceHost};
+use crate::host::{
+    ByteStream, CommitError, DestinationSays, Event, MemoryMode, MemoryReader, Reservation, SourceHost,
+};
 use crate::rounds::Memory;
 use crate::timings::{Timings, blackout_us};
 use crate::transport::{send_end, send_hello, send_tree};
@@ -93,6 +95,8 @@ pub struct Source {
     timings: Timings,
     trees: Vec<TreeReport>,
     peer_spans: Vec<Span>,
+    /// What has followed the memory, until the container is gone or runs again.
+    followed: Option<Box<dyn MemoryReader>>,
     frozen_at: Option<Instant>,
     blackout_us: u64,
 }
@@ -147,6 +151,7 @@ impl Source {
             timings: Timings::begin(MigrationRole::Source),
             trees: Vec::new(),
             peer_spans: Vec::new(),
+            followed: None,
             frozen_at: None,
             blackout_us: 0,
         }
@@ -159,6 +164,8 @@ impl Source {
             Err(NotCommitted::Failed(cause)) => self.give_up(cause).await,
             Err(NotCommitted::Unknown(cause)) => SourceEnd::Unknown(self.failure(cause)),
         };
+        let followed = self.followed.take();
+        tokio::task::spawn_blocking(move || drop(followed));
         let mut spans = self.timings.spans().to_vec();
         spans.append(&mut self.peer_spans);
         SourceReport {
@@ -300,7 +307,6 @@ impl Source {
         }
         send_end(&mut reserved.stream).await?;
         self.end_memory().await?;
-        self.timings.measure("criu leaves", host.finish_dump()).await?;
         let digest = checkpoint_digest(&self.trees);
         self.conversation
             .say(Body::Drained(Drained {
@@ -308,13 +314,20 @@ impl Source {
             }))
             .await?;
         let began = Instant::now();
-        match self.hear("prepared", SYNC).await? {
+        // The destination has all it needs, and nothing it does from here on needs CRIU to be gone.
+        let leave = async {
+            let left = host.finish_dump().await;
+            (left, began.elapsed())
+        };
+        let ((left, leave_took), prepared) = tokio::join!(leave, self.hear("prepared", SYNC));
+        self.timings.record("criu leaves", began, leave_took);
+        left?;
+        match prepared? {
             Body::Prepared(prepared) if prepared.digest == digest => {}
             Body::Prepared(_) => return Err(StepError::Digest),
             other => return Err(unexpected("prepared", &other)),
         }
-        self.timings
-            .record("verified and durable", began, began.elapsed());
+        self.timings.record("verified", began, began.elapsed());
         Ok(digest)
     }
 

@@ -47,6 +47,7 @@ struct World {
     stop_and_copy: bool,
     memories: Memories,
     slowed: bool,
+    secured: bool,
     fail: Option<&'static str>,
     calls: Vec<&'static str>,
 }
@@ -351,6 +352,12 @@ impl DestinationHost for SimulatedDestination {
         self.world.enter("memory complete")
     }
 
+    async fn secure(&self) -> Result<(), HostError> {
+        self.world.enter("secure")?;
+        self.world.with(|world| world.secured = true);
+        Ok(())
+    }
+
     fn sink(&self) -> Arc<dyn TreeSink> {
         Arc::clone(&self.place) as Arc<dyn TreeSink>
     }
@@ -368,7 +375,13 @@ impl DestinationHost for SimulatedDestination {
     }
 
     async fn record(&self, step: DestinationStep) -> Result<(), HostError> {
-        self.world.with(|world| world.destination_journal.push(step));
+        self.world.with(|world| {
+            assert!(
+                world.secured || step != DestinationStep::Ready,
+                "promised too much"
+            );
+            world.destination_journal.push(step);
+        });
         let call = match step {
             DestinationStep::Prepared => "record prepared",
             DestinationStep::Ready => "record ready",

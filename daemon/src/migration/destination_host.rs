@@ -378,6 +378,20 @@ impl DestinationHost for LocalDestination {
         }
     }
 
+    async fn secure(&self) -> Result<(), HostError> {
+        let sink = Arc::clone(&self.sink);
+        let synced = crate::blocking::run(move || sink.sync());
+        let verified = async {
+            match self.memory.lock().await.as_ref() {
+                Some(arrived) => arrived.verify(self.images()).await,
+                None => Ok(()),
+            }
+        };
+        let (synced, verified) = tokio::join!(synced, verified);
+        synced.map_err(|error| HostError::new("bring what was received to the disk", error))?;
+        verified
+    }
+
     fn sink(&self) -> Arc<dyn TreeSink> {
         Arc::clone(&self.sink) as Arc<dyn TreeSink>
     }

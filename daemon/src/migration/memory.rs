@@ -121,17 +121,28 @@ impl Arrived {
         Arc::new(Keeper(Arc::clone(&self.store)))
     }
 
-    /// Checks that every page that the images name is here, and gives CRIU those it reads itself. Nothing can be put
-    /// afterwards.
+    /// Makes ready what the filler reads, and gives CRIU the pages that it reads itself. Nothing can be put afterwards.
     ///
     /// # Errors
-    /// A page is missing, or the images are not what they should be.
+    /// One of those pages is missing, or the images are not what they should be.
     pub async fn complete(&self, images: PathBuf) -> Result<(), HostError> {
         let store = Arc::clone(&self.store);
         let completed = crate::blocking::run(move || complete(&store, &images));
         completed
             .await
             .map_err(|error| HostError::new("complete the container's memory", error))
+    }
+
+    /// Checks that every page that the images name is here.
+    ///
+    /// # Errors
+    /// One is missing, or the images are not what they should be.
+    pub async fn verify(&self, images: PathBuf) -> Result<(), HostError> {
+        let store = Arc::clone(&self.store);
+        let verified = crate::blocking::run(move || verify(&store, &images));
+        verified
+            .await
+            .map_err(|error| HostError::new("check the container's memory", error))
     }
 }
 
@@ -145,6 +156,13 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 fn complete(store: &PageStore, images: &Path) -> Result<(), AnyError> {
     store.seal()?;
+    write_present(images, store.limit_bytes(), |process, address, into| {
+        store.page(process, address, into).map_err(std::io::Error::other)
+    })?;
+    Ok(())
+}
+
+fn verify(store: &PageStore, images: &Path) -> Result<(), AnyError> {
     for (process, path) in pagemaps(images)? {
         let lazy = read_pagemap(&path)?
             .entries
@@ -152,9 +170,6 @@ fn complete(store: &PageStore, images: &Path) -> Result<(), AnyError> {
             .filter(|entry| !entry.flags.is_present());
         store.verify(process, lazy.map(|entry| (entry.start, entry.pages)))?;
     }
-    write_present(images, store.limit_bytes(), |process, address, into| {
-        store.page(process, address, into).map_err(std::io::Error::other)
-    })?;
     Ok(())
 }
 

@@ -1,8 +1,10 @@
 //! Where the trees of one incoming migration go: each to the place that was reserved for it, and nowhere else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -56,6 +58,22 @@ impl LocalSink {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .contains_key(name)
+    }
+
+    /// Brings everything that is in these places to the disk.
+    ///
+    /// # Errors
+    /// A disk says no: it is not known then what is on it.
+    pub fn sync(&self) -> io::Result<()> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut synced = HashSet::new();
+        for path in places.values() {
+            let place = fs::File::open(path)?;
+            if synced.insert(place.metadata()?.dev()) {
+                rustix::fs::syncfs(&place)?;
+            }
+        }
+        Ok(())
     }
 
     /// A layer of that digest is to come.

@@ -13,7 +13,7 @@ use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory;
 use tranship_checkpoint::memory::fill::filling;
 use tranship_checkpoint::process_tree;
-use tranship_checkpoint::throttle::limit_cpus;
+use tranship_checkpoint::throttle::{limit_cpus, yield_cpus};
 use tranship_migrate::deadlines::{FILLING, FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::SourceStep;
@@ -404,6 +404,10 @@ impl SourceHost for LocalSource {
 
     async fn remove_copy(&self) -> Result<(), HostError> {
         let id = &self.anatomy.record.id;
+        // Its processes give their memory back as they end, at the cost of whoever runs here; there is no hurry.
+        if let Err(error) = yield_cpus(&self.anatomy.paths.cgroup) {
+            tracing::debug!(migration_id = %self.migration, %error, "the copy is removed as fast as the machine can");
+        }
         let to = self.destination.as_str();
         let moved = self
             .shared

@@ -13,7 +13,7 @@ use crate::convergence::{ASSUMED_FIXED, Convergence, Decision};
 use crate::deadlines::{REPLY, SYNC};
 use crate::error::{HostError, StepError};
 use crate::host::{ByteStream, DumpedImages, Event};
-use crate::rounds::{Memory, Pass};
+use crate::rounds::{Finished, Memory, Pass};
 use crate::transport::{Pace, PageSenders};
 
 /// Between two looks of whoever watches a long round.
@@ -167,11 +167,16 @@ impl Source {
             return Ok(());
         };
         let began = Instant::now();
-        let (report, rounds) = memory.finish().await?;
+        let Finished {
+            report,
+            rounds,
+            reader,
+        } = memory.finish().await?;
         self.timings.record("send memory", began, began.elapsed());
         self.host.observe(Event::Tree(&report));
         self.trees.push(report);
         self.rounds = rounds;
+        self.followed = reader;
         Ok(())
     }
 }

@@ -26,7 +26,7 @@ pub trait TreeSink: Send + Sync + 'static {
     /// The tree was not reserved, or there is no place for it.
     fn open(&self, name: &TreeName) -> Result<OwnedFd, HostError>;
 
-    /// The tree is complete, verified and on stable storage.
+    /// The tree is complete and verified; a layer, which others will rely on, is on stable storage too.
     ///
     /// # Errors
     /// The host could not take it in.
@@ -206,7 +206,12 @@ impl TreeDecoder {
         if end.digest != digest {
             return mismatch("digests");
         }
-        self.writer.finish().map_err(|source| TransportError::Tree {
+        let ended = match self.name {
+            TreeName::Layer(_) => self.writer.finish(),
+            // The host brings all of them to the disk at once, while they are put to use.
+            _ => self.writer.close(),
+        };
+        ended.map_err(|source| TransportError::Tree {
             tree: tree.clone(),
             source,
         })?;

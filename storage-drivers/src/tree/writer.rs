@@ -125,15 +125,30 @@ impl TreeWriter {
     /// As [`TreeWriter::apply`].
     pub fn finish(mut self) -> Result<TreeSummary, TreeError> {
         self.guarded(|writer| {
-            writer.close_file()?;
-            while writer.open.len() > 1 {
-                writer.leave_innermost()?;
-            }
-            let root = writer.open.first().ok_or(TreeError::Failed)?;
-            root.settle()?;
+            let root = writer.settle()?;
             syncfs(&root.fd).context("bring to the disk", b"")?;
             Ok(writer.summary)
         })
+    }
+
+    /// Ends the tree, which whoever owns its file system brings to the disk.
+    ///
+    /// # Errors
+    /// As [`TreeWriter::apply`].
+    pub fn close(mut self) -> Result<TreeSummary, TreeError> {
+        self.guarded(|writer| writer.settle().map(drop))?;
+        Ok(self.summary)
+    }
+
+    /// Leaves everything but the root, which gets its attributes.
+    fn settle(&mut self) -> Result<&OpenDirectory, TreeError> {
+        self.close_file()?;
+        while self.open.len() > 1 {
+            self.leave_innermost()?;
+        }
+        let root = self.open.first().ok_or(TreeError::Failed)?;
+        root.settle()?;
+        Ok(root)
     }
 
     fn guarded<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, TreeError>) -> Result<T, TreeError> {
