@@ -23,4 +23,5 @@ pub mod runtime;
 pub mod serve;
 pub mod storage;
 mod sys;
+pub use sys::heap;
 pub mod volumes;

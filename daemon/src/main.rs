@@ -16,7 +16,7 @@ use tranship_daemon::daemon::Daemon;
 use tranship_daemon::lock::StateLock;
 use tranship_daemon::migration::Conductor;
 use tranship_daemon::notify::{self, Stage};
-use tranship_daemon::{observe, serve};
+use tranship_daemon::{heap, observe, serve};
 
 /// For work in the background when the daemon ends; what is on disk does not need it.
 const CLOSING_DEADLINE: Duration = Duration::from_secs(2);
@@ -49,6 +49,7 @@ enum ConfigCommand {
 }
 
 fn main() -> ExitCode {
+    heap::limit();
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Some(Command::Config(ConfigCommand::Check { path })) => check(path.or(arguments.config)),

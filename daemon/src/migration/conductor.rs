@@ -159,6 +159,7 @@ impl Shared {
         }
         self.board.change(id, |shown| *shown = record);
         self.board.take(id);
+        crate::blocking::run(crate::sys::heap::trim).await;
     }
 
     /// Writes a record.

@@ -4,6 +4,7 @@
     reason = "each file wraps one family of system calls, with the invariants at each block"
 )]
 
+pub mod heap;
 pub mod packet;
 pub mod peer_groups;
 pub mod tap;
