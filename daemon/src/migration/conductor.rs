@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tranship_checkpoint::criu::{DumpRequest, Memory};
+use tranship_checkpoint::process_tree;
 use tranship_migrate::control::Conversation;
 use tranship_migrate::deadlines::RESUME;
 use tranship_migrate::error::{HostError, chain};
@@ -22,6 +23,7 @@ use super::outcome;
 use super::plan::{OptionError, plan};
 use super::preflight::Checked;
 use super::source_host::LocalSource;
+use super::usage::private_bytes;
 use crate::clock::now_ms;
 use crate::containers::{Anatomy, ContainerError, Containers, Verb};
 use crate::daemon::Daemon;
@@ -111,10 +113,14 @@ impl Shared {
         self.daemon.host_name()
     }
 
-    /// Bytes of memory charged to a container.
+    /// Bytes of a container's memory that travel.
     pub fn memory_of(&self, cgroup: &str) -> Result<u64, HostError> {
-        tranship_checkpoint::cgroup::memory_bytes(cgroup)
-            .map_err(|error| HostError::new("read the container's memory use", error))
+        const WHAT: &str = "read the container's memory use";
+        let charged =
+            tranship_checkpoint::cgroup::memory_bytes(cgroup).map_err(|error| HostError::new(WHAT, error))?;
+        let pids = process_tree::pids(cgroup).map_err(|error| HostError::new(WHAT, error))?;
+        // What processes share since a fork is charged once, and travels with each of them.
+        Ok(charged.max(pids.into_iter().map(private_bytes).sum()))
     }
 
     /// What CRIU is asked for when a container is dumped.

@@ -12,8 +12,21 @@ use tranship_migrate::host::{MemoryReader, ReadError, RoundFacts};
 use tranship_migrate::transport::PageKeeper;
 use tranship_proto::pages::Pages;
 
+use super::usage::memory_available_bytes;
+
 /// Room that a container gets beyond what it has when it is reserved: it may grow while it is moved.
 const GROWTH_BYTES: u64 = 256 << 20;
+
+/// What the pages of a container that has `memory_bytes` now may take on a machine that can give `available_bytes`. A
+/// process that forks in the middle of the move, as a database does that saves itself, makes twice as much of it; but that
+/// may take no more than half of what there is.
+fn room(memory_bytes: u64, available_bytes: u64) -> u64 {
+    let grown = memory_bytes
+        .saturating_add(memory_bytes / 4)
+        .saturating_add(GROWTH_BYTES);
+    let forked = memory_bytes.saturating_mul(2).saturating_add(GROWTH_BYTES);
+    forked.min(available_bytes / 2).max(grown)
+}
 
 /// Where the pages are, in the migration's staging.
 const STORE_NAME: &str = "memory";
@@ -105,9 +118,7 @@ impl Arrived {
     /// # Errors
     /// It cannot be made.
     pub fn create(staging: &Path, memory_bytes: u64) -> Result<Self, HostError> {
-        let limit = memory_bytes
-            .saturating_add(memory_bytes / 4)
-            .saturating_add(GROWTH_BYTES);
+        let limit = room(memory_bytes, memory_available_bytes().unwrap_or_default());
         let store = PageStore::create(&store_dir(staging), limit);
         let store = store.map_err(|error| HostError::new("make room for the container's memory", error))?;
         Ok(Self {
@@ -195,5 +206,20 @@ impl PageKeeper for Keeper {
     fn put(&self, round: u32, pages: &Pages<'_>) -> Result<(), HostError> {
         let kept = self.0.put(round, pages.process, &pages.runs, pages.data);
         kept.map_err(|error| HostError::new("keep the container's memory", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn a_process_may_fork_where_there_is_memory_and_grow_where_there_is_not() {
+        assert_eq!(room(4 * GIB, 100 * GIB), 8 * GIB + GROWTH_BYTES);
+        assert_eq!(room(4 * GIB, 14 * GIB), 7 * GIB);
+        assert_eq!(room(4 * GIB, 0), 5 * GIB + GROWTH_BYTES);
+        assert_eq!(room(u64::MAX, u64::MAX), u64::MAX);
     }
 }

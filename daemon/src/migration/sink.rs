@@ -20,6 +20,8 @@ use tranship_storage_drivers::driver::{StagedTree, StorageDriver};
 pub struct LocalSink {
     driver: Arc<dyn StorageDriver>,
     places: Mutex<HashMap<TreeName, PathBuf>>,
+    /// Directories that trees went to, wherever they are by now.
+    received: Mutex<Vec<fs::File>>,
     layers: Mutex<HashMap<Digest, Option<StagedTree>>>,
     /// How many of the layers are not kept yet.
     outstanding: watch::Sender<usize>,
@@ -33,6 +35,7 @@ impl LocalSink {
         Self {
             driver,
             places: Mutex::default(),
+            received: Mutex::default(),
             layers: Mutex::default(),
             outstanding,
         }
@@ -60,17 +63,16 @@ impl LocalSink {
             .contains_key(name)
     }
 
-    /// Brings everything that is in these places to the disk.
+    /// Brings every tree that has come, but for layers, which are there already, to the disk.
     ///
     /// # Errors
     /// A disk says no: it is not known then what is on it.
     pub fn sync(&self) -> io::Result<()> {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let received = std::mem::take(&mut *self.received.lock().unwrap_or_else(PoisonError::into_inner));
         let mut synced = HashSet::new();
-        for path in places.values() {
-            let place = fs::File::open(path)?;
-            if synced.insert(place.metadata()?.dev()) {
-                rustix::fs::syncfs(&place)?;
+        for directory in received {
+            if synced.insert(directory.metadata()?.dev()) {
+                rustix::fs::syncfs(&directory)?;
             }
         }
         Ok(())
@@ -129,9 +131,13 @@ impl TreeSink for LocalSink {
         }
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let path = places.get(name).ok_or_else(unexpected)?;
-        fs::File::open(path)
-            .map(OwnedFd::from)
-            .map_err(|error| HostError::new("open a tree's directory", error))
+        let open = || -> io::Result<OwnedFd> {
+            let directory = fs::File::open(path)?;
+            let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+            received.push(directory.try_clone()?);
+            Ok(directory.into())
+        };
+        open().map_err(|error| HostError::new("open a tree's directory", error))
     }
 
     fn close(&self, report: &TreeReport) -> Result<(), HostError> {

@@ -33,6 +33,17 @@ pub fn tree_bytes(root: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// Memory of a process that no file holds, in memory and in swap, in bytes; none of one that has ended.
+#[must_use]
+pub fn private_bytes(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    1024 * (kib("RssAnon:").unwrap_or(0) + kib("VmSwap:").unwrap_or(0))
+}
+
 /// Memory this machine can give without swapping, in bytes: `MemAvailable` of /proc/meminfo.
 ///
 /// # Errors
@@ -50,6 +61,12 @@ pub fn memory_available_bytes() -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_process_has_memory_and_one_that_ended_has_none() {
+        assert!(private_bytes(std::process::id().cast_signed()) > 1 << 16);
+        assert_eq!(private_bytes(i32::MAX), 0);
+    }
 
     #[test]
     fn a_hole_and_a_second_name_cost_nothing() {
