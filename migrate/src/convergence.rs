@@ -20,7 +20,7 @@ const SHRUNK_TO: f64 = 0.8;
 /// Rounds in a row that may fail to shrink it before the container is slowed down: one alone may be a burst.
 const PATIENCE: u32 = 2;
 
-/// Shares of a CPU's time, in percent of what the container used before, it is slowed down to, one after the other.
+/// What the container is slowed down to, one after the other: in percent of the CPU time that it used before.
 const SLOWER: [u8; 3] = [60, 30, 10];
 
 /// What is to be done when time is up.
@@ -41,7 +41,7 @@ pub struct Wishes {
     /// It was asked for, and is not just the default. Then a blackout that cannot be kept is an error; otherwise it is
     /// kept as short as it can be.
     pub strict: bool,
-    /// Longest time before the freeze.
+    /// Longest time before the freeze. A round that is under way is not waited for when it is to be given up then.
     pub timeout: Duration,
     /// What to do then.
     pub on_timeout: OnTimeout,
@@ -54,6 +54,8 @@ pub struct Facts {
     pub elapsed: Duration,
     /// Bytes that would have to be sent if the container were frozen now.
     pub remaining_bytes: u64,
+    /// Bytes a second that it writes, at least: what is written twice between two looks counts once.
+    pub dirty_bytes_per_s: u64,
     /// Bytes a second that the rounds have reached.
     pub bytes_per_s: u64,
     /// The blackout with nothing to send.
@@ -80,7 +82,7 @@ impl Facts {
 pub enum Decision {
     /// One more round.
     Round,
-    /// Slow the container down to this percentage of a CPU, and then one more round.
+    /// Slow the container down to this percentage of the CPU time it used, and then one more round.
     Slow(u8),
     /// Freeze now.
     Freeze,
@@ -105,17 +107,47 @@ pub enum Unreachable {
     /// The container writes faster than its memory can be sent.
     #[error(
         "after {} s the blackout would still be {} ms instead of {} ms, because the container writes memory too fast: \
-         allow more with --max-downtime, wait longer with --timeout, or use --on-timeout force",
-        elapsed.as_secs(), predicted.as_millis(), wished.as_millis()
+         {:.1} MB/s or more, and {:.1} MB/s can be sent; allow more with --max-downtime, wait longer with --timeout, or \
+         use --on-timeout force",
+        elapsed.as_secs(), facts.predicted().as_millis(), wished.as_millis(),
+        facts.dirty_bytes_per_s as f64 / 1e6, facts.bytes_per_s as f64 / 1e6
     )]
     Timeout {
         /// What was wished for.
         wished: Duration,
-        /// What it would be.
-        predicted: Duration,
+        /// What was known at last.
+        facts: Facts,
         /// How long was tried.
         elapsed: Duration,
     },
+    /// Time was up before everything had been sent once.
+    #[error(
+        "after {} s not everything had been sent once; wait longer with --timeout, or allow more with --max-bandwidth \
+         where that is given",
+        elapsed.as_secs()
+    )]
+    Unsent {
+        /// How long was tried.
+        elapsed: Duration,
+    },
+}
+
+impl Unreachable {
+    /// Whether it is a matter of time.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        !matches!(self, Self::Fixed { .. })
+    }
+}
+
+impl Wishes {
+    /// The reason why a migration need not be begun, where there is one.
+    #[must_use]
+    pub fn hopeless(&self, fixed: Duration) -> Option<Unreachable> {
+        let wished = self.max_downtime;
+        let hopeless = fixed > wished && self.strict && self.on_timeout == OnTimeout::Cancel;
+        hopeless.then_some(Unreachable::Fixed { wished, fixed })
+    }
 }
 
 /// The decisions of one migration.
@@ -142,15 +174,11 @@ impl Convergence {
 
     /// What to do after a round.
     pub fn decide(&mut self, facts: &Facts) -> Decision {
-        let wished = self.wishes.max_downtime;
-        let hopeless = facts.fixed > wished;
-        if hopeless && self.wishes.strict && self.wishes.on_timeout == OnTimeout::Cancel {
-            let fixed = facts.fixed;
-            return Decision::GiveUp(Unreachable::Fixed { wished, fixed });
+        if let Some(why) = self.wishes.hopeless(facts.fixed) {
+            return Decision::GiveUp(why);
         }
         let shrinks = self.note(facts.remaining_bytes);
-        // What nobody asked for strictly is not waited for in vain: memory then gets what little makes no difference.
-        let fits = facts.predicted() <= wished || hopeless && facts.memory() <= SMALL;
+        let fits = self.fits(facts);
         if fits && (facts.memory() <= SMALL || !shrinks) {
             return Decision::Freeze;
         }
@@ -158,11 +186,7 @@ impl Convergence {
             return match self.wishes.on_timeout {
                 OnTimeout::Force => Decision::Freeze,
                 OnTimeout::Cancel if fits => Decision::Freeze,
-                OnTimeout::Cancel => Decision::GiveUp(Unreachable::Timeout {
-                    wished,
-                    predicted: facts.predicted(),
-                    elapsed: facts.elapsed,
-                }),
+                OnTimeout::Cancel => Decision::GiveUp(self.too_late(facts, facts.elapsed)),
             };
         }
         if self.stuck >= PATIENCE
@@ -173,6 +197,26 @@ impl Convergence {
             return Decision::Slow(*percent);
         }
         Decision::Round
+    }
+
+    /// What is to be said when time is up before the next look; nothing if the blackout would fit now.
+    #[must_use]
+    pub fn when_time_is_up(&self, facts: &Facts) -> Option<Unreachable> {
+        (!self.fits(facts)).then(|| self.too_late(facts, self.wishes.timeout))
+    }
+
+    /// What nobody asked for strictly is not waited for in vain: memory then gets what little makes no difference.
+    fn fits(&self, facts: &Facts) -> bool {
+        let wished = self.wishes.max_downtime;
+        facts.predicted() <= wished || facts.fixed > wished && facts.memory() <= SMALL
+    }
+
+    fn too_late(&self, facts: &Facts, elapsed: Duration) -> Unreachable {
+        Unreachable::Timeout {
+            wished: self.wishes.max_downtime,
+            facts: *facts,
+            elapsed,
+        }
     }
 
     /// Whether the last round has shrunk what remains.
@@ -207,6 +251,7 @@ mod tests {
         Facts {
             elapsed: Duration::from_secs(1),
             remaining_bytes,
+            dirty_bytes_per_s: remaining_bytes,
             bytes_per_s: 1_000_000_000,
             fixed: ASSUMED_FIXED,
         }
@@ -229,6 +274,7 @@ mod tests {
             let facts = Facts {
                 elapsed: Duration::from_secs_f64(elapsed),
                 remaining_bytes: whole(to_send),
+                dirty_bytes_per_s: whole(to_send / took),
                 bytes_per_s: whole(bytes_per_s),
                 fixed: ASSUMED_FIXED,
             };
@@ -270,7 +316,21 @@ mod tests {
             panic!("{end:?}");
         };
         assert!(facts.elapsed >= wishes().timeout && facts.elapsed < wishes().timeout * 2);
-        assert!(why.to_string().contains("writes memory too fast"), "{why}");
+        let said = why.to_string();
+        let reasons = [
+            "writes memory too fast",
+            "1000.0 MB/s can be sent",
+            "instead of 100 ms",
+        ];
+        assert!(reasons.iter().all(|reason| said.contains(reason)), "{said}");
+    }
+
+    #[test]
+    fn what_fits_now_is_not_given_up_when_time_is_up_in_the_next_round() {
+        let convergence = Convergence::new(wishes());
+        assert_eq!(convergence.when_time_is_up(&facts(30 * MIB)), None);
+        let why = convergence.when_time_is_up(&facts(50 * MIB));
+        assert!(why.is_some_and(|why| why.is_timeout()), "{why:?}");
     }
 
     #[test]

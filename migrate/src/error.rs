@@ -128,7 +128,7 @@ impl Failure {
     /// Whether time was up.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.cause, StepError::Unreachable(Unreachable::Timeout { .. }))
+        matches!(&self.cause, StepError::Unreachable(why) if why.is_timeout())
     }
 
     /// Whether a person's wish was the cause.

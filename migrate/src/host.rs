@@ -149,8 +149,8 @@ pub trait SourceHost: Send + Sync {
     /// What earlier blackouts between the two hosts cost that had nothing to send; `None` before the first.
     async fn fixed_cost(&self) -> Option<Duration>;
 
-    /// Holds the container to so many percent of a CPU; `None` gives it back what it may use. Undone by whatever ends the
-    /// migration.
+    /// Holds the container to so many percent of the CPU time it has used since its memory is followed; `None` gives it back
+    /// what it may use. Undone by whatever ends the migration.
     async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError>;
 
     /// A new bulk stream to the destination.
@@ -169,7 +169,8 @@ pub trait SourceHost: Send + Sync {
     async fn freeze(&self) -> Result<(), HostError>;
 
     /// While the container runs: has connections that no process holds, which a dump would miss, come to a process or to an
-    /// end. New ones wait. Takes some milliseconds at most, and leaves what cannot be had.
+    /// end. New ones wait. Takes some milliseconds at most, and leaves what cannot be had. One that is slowed down gets its CPU
+    /// time back where it takes that.
     async fn settle_network(&self) -> Result<(), HostError>;
 
     /// Takes the container off its network: no packet leaves after this has returned.

@@ -129,9 +129,11 @@ impl Memory {
         });
         let (reader, pending) = looking.await.map_err(|_| TransportError::Worker)?;
         self.reader = Some(reader);
+        let remaining_bytes = pending?;
         let facts = Facts {
             elapsed,
-            remaining_bytes: pending?,
+            remaining_bytes,
+            dirty_bytes_per_s: per_second(remaining_bytes, self.scanned_at.elapsed()),
             bytes_per_s: self.bytes_per_s,
             fixed,
         };
@@ -143,10 +145,9 @@ impl Memory {
     #[must_use]
     pub fn progress(&self) -> Progress {
         let round = u32::try_from(self.rounds.len()).unwrap_or(u32::MAX);
-        let dirty = |facts: Facts| per_second(facts.remaining_bytes, self.scanned_at.elapsed());
         Progress {
             round,
-            dirty_bytes_per_s: self.facts.map_or(0, dirty),
+            dirty_bytes_per_s: self.facts.map_or(0, |facts| facts.dirty_bytes_per_s),
             sent_bytes: self.sent.load(Ordering::Relaxed),
             throughput_bytes_per_s: self.bytes_per_s,
             remaining_bytes: self.facts.map_or(0, |facts| facts.remaining_bytes),

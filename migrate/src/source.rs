@@ -5,6 +5,7 @@
 //! whatever happens, and is removed only when the destination says that its own runs.
 
 mod memory;
+mod stop;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use tranship_proto::v1::{
 };
 
 use crate::control::{Conversation, unexpected};
-use crate::convergence::Wishes;
+use crate::convergence::{ASSUMED_FIXED, Wishes};
 use crate::deadlines::{ASK_AGAIN, DROP, IMAGES, REPLY, RESUME, SYNC};
 use crate::error::{ControlError, Failure, HostError, StepError};
 use crate::handoff::SourceStep;
@@ -28,6 +29,7 @@ use crate::rounds::Memory;
 use crate::timings::{Timings, blackout_us};
 use crate::transport::{send_end, send_hello, send_tree};
 use crate::trees::{Tree, TreeName, TreeReport, checkpoint_digest};
+use stop::Stop;
 
 /// How a migration ended, seen from the source.
 #[derive(Debug)]
@@ -37,8 +39,13 @@ pub enum SourceEnd {
         /// What of the copy here could not be removed; empty when all was.
         left: Vec<HostError>,
     },
-    /// It failed before the container was frozen. Nothing changed.
-    Failed(Failure),
+    /// It failed before the container was frozen. Nothing changed, unless an undo failed.
+    Failed {
+        /// What failed.
+        failure: Failure,
+        /// What could not be undone; empty when all was.
+        undo: Vec<HostError>,
+    },
     /// It failed while the container stood still. It runs here again, unless an undo failed.
     RolledBack {
         /// What failed.
@@ -86,8 +93,10 @@ pub struct Source {
     migration: MigrationId,
     host: Arc<dyn SourceHost>,
     conversation: Conversation,
-    cancelled: watch::Receiver<bool>,
+    stop: Stop,
     plan: Plan,
+    /// The blackout with nothing to send.
+    fixed: Duration,
     memory_mode: MemoryMode,
     memory: Option<Memory>,
     rounds: Vec<Round>,
@@ -142,8 +151,9 @@ impl Source {
             migration,
             host,
             conversation,
-            cancelled,
+            stop: Stop::new(cancelled, &plan.wishes),
             plan,
+            fixed: ASSUMED_FIXED,
             memory_mode: MemoryMode::StopAndCopy("nothing was asked yet".to_owned()),
             memory: None,
             rounds: Vec::new(),
@@ -194,13 +204,19 @@ impl Source {
         let host = Arc::clone(&self.host);
         let mut reserve = tokio::select! {
             described = self.timings.measure("describe", host.describe()) => described?,
-            () = is_set(&mut self.cancelled) => return Err(StepError::Cancelled),
+            why = self.stop.wanted() => return Err(why),
         };
         self.memory_mode = self.host.memory_mode().await;
         reserve.page_streams = match &self.memory_mode {
             MemoryMode::Live => self.plan.page_streams.max(1),
             MemoryMode::StopAndCopy(_) => 0,
         };
+        if reserve.page_streams > 0 {
+            self.fixed = host.fixed_cost().await.unwrap_or(ASSUMED_FIXED);
+            if let Some(why) = self.plan.wishes.hopeless(self.fixed) {
+                return Err(why.into());
+            }
+        }
         let page_streams = reserve.page_streams;
         let epoch = reserve.next_epoch;
         self.host.record(SourceStep::Intent).await?;
@@ -262,13 +278,13 @@ impl Source {
 
     async fn freeze(&mut self) -> Result<(), StepError> {
         self.enter(Phase::Freeze)?;
+        self.stop.forget_the_time();
         self.host.record(SourceStep::Freezing).await?;
         self.conversation.say(Body::Freezing(Freezing {})).await?;
         let host = Arc::clone(&self.host);
         self.timings.measure("settle", host.settle_network()).await?;
         self.frozen_at = Some(Instant::now());
-        self.timings.measure("freezer", host.freeze()).await?;
-        self.full_speed().await?;
+        self.freeze_at_full_speed().await?;
         self.timings.measure("network cut", host.cut_network()).await?;
         self.hand_over_arrivals().await
     }
@@ -440,7 +456,7 @@ impl Source {
         self.await_drop(&failure.cause).await;
         match step {
             SourceStep::RolledBack => SourceEnd::RolledBack { failure, undo },
-            _ => SourceEnd::Failed(failure),
+            _ => SourceEnd::Failed { failure, undo },
         }
     }
 
@@ -482,7 +498,7 @@ impl Source {
         let number = reserved.next_tree;
         let report = tokio::select! {
             report = send_tree(&mut reserved.stream, number, tree) => report?,
-            () = is_set(&mut self.cancelled) => return Err(StepError::Cancelled),
+            why = self.stop.wanted() => return Err(why),
         };
         reserved.next_tree += 1;
         self.host.observe(Event::Tree(&report));
@@ -493,7 +509,7 @@ impl Source {
     async fn hear(&mut self, waiting_for: &'static str, deadline: Duration) -> Result<Body, StepError> {
         tokio::select! {
             body = self.conversation.hear(waiting_for, deadline) => body,
-            () = is_set(&mut self.cancelled) => Err(StepError::Cancelled),
+            why = self.stop.wanted() => Err(why),
         }
     }
 
@@ -502,7 +518,7 @@ impl Source {
         if self.timings.phase() != phase {
             self.note(phase);
         }
-        if *self.cancelled.borrow() {
+        if self.stop.is_cancelled() {
             Err(StepError::Cancelled)
         } else {
             Ok(())
@@ -521,12 +537,5 @@ impl Source {
             phase: self.timings.phase(),
             cause: cause.into(),
         }
-    }
-}
-
-async fn is_set(flag: &mut watch::Receiver<bool>) {
-    if flag.wait_for(|set| *set).await.is_err() {
-        // Nobody can set it any more.
-        std::future::pending::<()>().await;
     }
 }

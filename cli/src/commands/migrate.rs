@@ -46,10 +46,10 @@ struct Start {
     /// Longest blackout, such as 100ms.
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     max_downtime: Option<Duration>,
-    /// Longest time for the whole, such as 1h.
+    /// Longest time before the container is frozen, such as 1h.
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     timeout: Option<Duration>,
-    /// What to do then.
+    /// What to do then: give up, or freeze whatever the blackout.
     #[arg(long, value_name = "ACTION", value_parser = ["cancel", "force"], default_value = "cancel")]
     on_timeout: String,
     /// Most bytes a second, such as 100m.

@@ -391,7 +391,12 @@ impl Conductor {
         match &report.end {
             SourceEnd::Done { left } if left.is_empty() => {}
             SourceEnd::Done { .. } => self.decide_later(id, container.clone(), destination),
-            SourceEnd::Failed(_) | SourceEnd::RolledBack { .. } => self.release(container).await,
+            SourceEnd::Failed { undo, .. } | SourceEnd::RolledBack { undo, .. } => {
+                // Otherwise it stays marked as on its way, by which the next start finds it and undoes what is left.
+                if undo.is_empty() || shared.running(container).await.is_none() {
+                    self.release(container).await;
+                }
+            }
             SourceEnd::Unknown(_) => {
                 if let Err(error) = shared.containers.doubt(container).await {
                     tracing::error!(migration_id = %id, error = %chain(&error), "the container could not be marked as in doubt");

@@ -43,7 +43,7 @@ pub fn of_source(record: &mut Migration, report: SourceReport) {
                 );
             }
         }
-        SourceEnd::Failed(failure) => not_started(record, &failure),
+        SourceEnd::Failed { failure, undo } => not_started(record, &failure, &undo),
         SourceEnd::RolledBack { failure, undo } => rolled_back(record, &failure, &undo),
         SourceEnd::Unknown(failure) => unknown(record, &failure),
     }
@@ -121,10 +121,21 @@ fn outcome_of(failure: &Failure, otherwise: MigrationOutcome) -> MigrationOutcom
     }
 }
 
-fn not_started(record: &mut Migration, failure: &Failure) {
+fn not_started(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
     record.set_outcome(outcome_of(failure, MigrationOutcome::Failed));
-    record.error = chain(failure);
-    record.advice = untouched(record);
+    record.error = with_undo(chain(failure), undo);
+    record.advice = if undo.is_empty() {
+        untouched(record)
+    } else {
+        not_whole(record)
+    };
+}
+
+fn not_whole(record: &Migration) -> String {
+    format!(
+        "container {} is at {} but was not brought back whole; restart transhipd there, which rolls back once more",
+        record.container_name, record.source
+    )
 }
 
 fn rolled_back(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
@@ -136,10 +147,7 @@ fn rolled_back(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
             record.container_name, record.source
         )
     } else {
-        format!(
-            "container {} is at {} but was not brought back whole; restart transhipd there, which rolls back once more",
-            record.container_name, record.source
-        )
+        not_whole(record)
     };
 }
 

@@ -20,10 +20,11 @@ use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole, Phase, Reserve};
 
 use super::conductor::Conductor;
+use super::cpu::full_speed;
 use super::destination_host::LocalDestination;
 use super::held::remove_staging;
 use super::journal::Journal;
-use super::source_host::{DUMP_DIR, slow_down};
+use super::source_host::DUMP_DIR;
 use crate::clock::now_ms;
 use crate::containers::VolumeFate;
 use crate::registry::MigrationRecord;
@@ -93,7 +94,8 @@ impl Conductor {
                 return Ok(());
             }
             SourceRecovery::RollBack => self.roll_back(id, &container).await?,
-            SourceRecovery::Abort | SourceRecovery::Nothing => {}
+            SourceRecovery::Abort => self.undo_slow_down(&container).await?,
+            SourceRecovery::Nothing => {}
         }
         self.release(&container).await;
         remove_staging(self.shared.paths.migration(&id)).await?;
@@ -114,6 +116,14 @@ impl Conductor {
         Ok(())
     }
 
+    /// The daemon before may have ended in the middle of the rounds.
+    async fn undo_slow_down(&self, container: &ContainerId) -> Result<(), HostError> {
+        let containers = &self.shared.containers;
+        let record = containers.record(container).await;
+        let record = record.map_err(|error| HostError::new("find the container", error))?;
+        full_speed(&containers.paths(container).cgroup, record.spec.nano_cpus)
+    }
+
     /// Network first, so that the first instruction finds it there.
     async fn roll_back(&self, id: MigrationId, container: &ContainerId) -> Result<(), HostError> {
         let shared = &self.shared;
@@ -127,7 +137,7 @@ impl Conductor {
         let Ok(freezer) = Freezer::of_cgroup(&cgroup) else {
             return Ok(());
         };
-        slow_down(&cgroup, record.spec.nano_cpus, None)?;
+        full_speed(&cgroup, record.spec.nano_cpus)?;
         let work_dir = shared.paths.migration(&id).join(DUMP_DIR);
         // A CRIU of the daemon before gives up by itself, and may need a moment to leave the tasks.
         let give_up_at = tokio::time::Instant::now() + REPLY;

@@ -13,7 +13,7 @@ use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory;
 use tranship_checkpoint::memory::fill::filling;
 use tranship_checkpoint::process_tree;
-use tranship_checkpoint::throttle::{limit_cpus, yield_cpus};
+use tranship_checkpoint::throttle::yield_cpus;
 use tranship_migrate::deadlines::{FILLING, FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::SourceStep;
@@ -25,6 +25,7 @@ use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
 
 use super::conductor::Shared;
+use super::cpu::{CpuShare, full_speed};
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::log;
@@ -63,6 +64,8 @@ pub struct LocalSource {
     journal: Journal,
     freezer: Freezer,
     attachment: OnceCell<Attachment>,
+    /// From the moment when its memory is followed.
+    cpu: Mutex<Option<CpuShare>>,
     dump: Mutex<Option<Dump>>,
 }
 
@@ -81,7 +84,7 @@ impl LocalSource {
         let freezer = Freezer::of_cgroup(&anatomy.paths.cgroup)
             .map_err(|error| HostError::new("find the container's cgroup", error))?;
         let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Source);
-        let (attachment, dump) = (OnceCell::new(), Mutex::default());
+        let (attachment, cpu, dump) = (OnceCell::new(), Mutex::default(), Mutex::default());
         Ok(Self {
             shared,
             migration,
@@ -92,6 +95,7 @@ impl LocalSource {
             journal,
             freezer,
             attachment,
+            cpu,
             dump,
         })
     }
@@ -130,6 +134,19 @@ impl LocalSource {
                 ));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    async fn settle(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let (attachment, networks) = (self.attachment().await?, self.shared.networks());
+        let deadline = || std::time::Instant::now() + SETTLE;
+        let left = networks.settle(attachment, deadline()).await?;
+        let is_slowed = self.cpu.lock().await.as_ref().is_some_and(CpuShare::is_held);
+        if is_slowed && !left.is_none() {
+            // One that hardly runs accepts no connection.
+            full_speed(&self.anatomy.paths.cgroup, self.anatomy.record.spec.nano_cpus)?;
+            networks.unowned(attachment, deadline()).await?;
         }
         Ok(())
     }
@@ -221,6 +238,7 @@ impl SourceHost for LocalSource {
     async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError> {
         let (cgroup, images) = (self.anatomy.paths.cgroup.clone(), self.staging().join("images"));
         self.live.store(true, Ordering::Release);
+        *self.cpu.lock().await = Some(CpuShare::measure(&cgroup)?);
         let following = crate::blocking::run(move || LocalMemory::follow(&cgroup, images));
         Ok(Box::new(following.await?))
     }
@@ -232,8 +250,15 @@ impl SourceHost for LocalSource {
     }
 
     async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError> {
-        let record = &self.anatomy.record;
-        slow_down(&self.anatomy.paths.cgroup, record.spec.nano_cpus, percent)
+        let (cgroup, nano_cpus) = (&self.anatomy.paths.cgroup, self.anatomy.record.spec.nano_cpus);
+        match (percent, self.cpu.lock().await.as_mut()) {
+            (Some(percent), Some(share)) => share.hold_to(percent),
+            (Some(_), None) => Err(HostError::new(
+                "limit the container's CPU time",
+                "it is not followed",
+            )),
+            (None, _) => full_speed(cgroup, nano_cpus),
+        }
     }
 
     async fn open_stream(&self) -> Result<Box<dyn ByteStream>, HostError> {
@@ -291,11 +316,9 @@ impl SourceHost for LocalSource {
     }
 
     async fn settle_network(&self) -> Result<(), HostError> {
-        let attachment = self.attachment().await?;
-        let deadline = std::time::Instant::now() + SETTLE;
         // What is lost without it is a connection that is just being made, which the container moves without.
-        if let Err(error) = self.shared.networks().settle(attachment, deadline).await {
-            tracing::warn!(migration_id = %self.migration, error = %chain(&error), "new connections are not held back");
+        if let Err(error) = self.settle().await {
+            tracing::warn!(migration_id = %self.migration, error = %chain(error.as_ref()), "new connections are not held back");
         }
         Ok(())
     }
@@ -426,22 +449,6 @@ impl SourceHost for LocalSource {
     fn observe(&self, event: Event<'_>) {
         self.shared.board.observe(self.migration, &event);
     }
-}
-
-/// Holds a container to so many percent of the CPU time it may use, or gives that back.
-///
-/// # Errors
-/// Its cgroup says so.
-pub fn slow_down(cgroup: &str, nano_cpus: u64, percent: Option<u8>) -> Result<(), HostError> {
-    let own = (nano_cpus > 0).then(|| nano_cpus as f64 / 1e9);
-    let cpus = match percent {
-        None => own,
-        Some(percent) => {
-            let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            Some(own.unwrap_or(all as f64) * f64::from(percent) / 100.0)
-        }
-    };
-    limit_cpus(cgroup, cpus).map_err(|error| HostError::new("limit the container's CPU time", error))
 }
 
 impl Shared {

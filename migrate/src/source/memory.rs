@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{Phase, RoundStored};
 
-use super::{Source, is_set};
+use super::Source;
 use crate::control::unexpected;
-use crate::convergence::{ASSUMED_FIXED, Convergence, Decision};
-use crate::deadlines::{REPLY, SYNC};
-use crate::error::{HostError, StepError};
+use crate::convergence::{Convergence, Decision};
+use crate::deadlines::{REPLY, STALL, SYNC};
+use crate::error::{ControlError, HostError, StepError};
 use crate::host::{ByteStream, DumpedImages, Event};
 use crate::rounds::{Finished, Memory, Pass};
 use crate::transport::{Pace, PageSenders};
@@ -38,13 +38,11 @@ impl Source {
     /// here, at last.
     pub(super) async fn rounds(&mut self) -> Result<(), StepError> {
         self.enter(Phase::Rounds)?;
-        let host = Arc::clone(&self.host);
-        let fixed = host.fixed_cost().await.unwrap_or(ASSUMED_FIXED);
         let mut convergence = Convergence::new(self.plan.wishes);
         let mut prepared = false;
         loop {
             self.enter(Phase::Rounds)?;
-            let decision = self.decide(&mut convergence, fixed).await?;
+            let decision = self.decide(&mut convergence).await?;
             match decision {
                 Decision::Freeze if prepared => return Ok(()),
                 Decision::Freeze => {
@@ -53,8 +51,7 @@ impl Source {
                 }
                 Decision::Round => self.round().await?,
                 Decision::Slow(percent) => {
-                    self.slowed = true;
-                    host.slow_down(Some(percent)).await?;
+                    self.slow_down(percent).await?;
                     self.round().await?;
                 }
                 Decision::GiveUp(why) => return Err(why.into()),
@@ -62,17 +59,14 @@ impl Source {
         }
     }
 
-    async fn decide(
-        &mut self,
-        convergence: &mut Convergence,
-        fixed: Duration,
-    ) -> Result<Decision, StepError> {
+    async fn decide(&mut self, convergence: &mut Convergence) -> Result<Decision, StepError> {
         let elapsed = Duration::from_micros(self.timings.elapsed_us());
         let Some(memory) = &mut self.memory else {
             return Ok(Decision::Freeze);
         };
-        let facts = memory.look(elapsed, fixed).await?;
+        let facts = memory.look(elapsed, self.fixed).await?;
         let decision = convergence.decide(&facts);
+        self.stop.explain(convergence.when_time_is_up(&facts));
         tracing::debug!(migration_id = %self.migration, remaining_bytes = facts.remaining_bytes, predicted_ms = facts.predicted().as_millis(), ?decision, "between rounds");
         self.host.observe(Event::Progress(&memory.progress()));
         Ok(decision)
@@ -83,9 +77,19 @@ impl Source {
         let Some(mut memory) = self.memory.take() else {
             return Ok(());
         };
+        let ended = self.round_of(&mut memory).await;
+        self.memory = Some(memory);
+        ended
+    }
+
+    async fn round_of(&mut self, memory: &mut Memory) -> Result<(), StepError> {
         let began = Instant::now();
-        self.read_watched(&mut memory).await?;
-        let number = memory.end_round().await?;
+        self.read_watched(memory).await?;
+        // What was read before waits for room in the streams.
+        let number = tokio::select! {
+            ended = memory.end_round() => ended?,
+            why = self.stop.wanted() => return Err(why),
+        };
         match self.hear("round stored", SYNC).await? {
             Body::RoundStored(RoundStored { round }) if round == number => {}
             other => return Err(unexpected("round stored", &other)),
@@ -95,7 +99,6 @@ impl Source {
         if let Some(round) = memory.stored(took) {
             self.host.observe(Event::Round(&round));
         }
-        self.memory = Some(memory);
         Ok(())
     }
 
@@ -107,7 +110,13 @@ impl Source {
         loop {
             tokio::select! {
                 read = &mut reading => return read.map(drop),
-                () = is_set(&mut self.cancelled) => return Err(StepError::Cancelled),
+                why = self.stop.wanted() => return Err(why),
+                // Nothing is due meanwhile, but the destination may be gone long before a stream notices.
+                heard = self.conversation.hear("the end of a round", STALL) => match heard {
+                    Err(StepError::Control(ControlError::Deadline { .. })) => {}
+                    Err(error) => return Err(error),
+                    Ok(body) => return Err(unexpected("nothing", &body)),
+                },
                 _ = ticks.tick() => {
                     progress.sent_bytes = sent.load(Ordering::Relaxed);
                     self.host.observe(Event::Progress(&progress));
@@ -135,10 +144,29 @@ impl Source {
         Ok(())
     }
 
-    /// CRIU's code runs inside the container, and is not to be slowed down with it.
+    async fn slow_down(&mut self, percent: u8) -> Result<(), HostError> {
+        let host = Arc::clone(&self.host);
+        // Also when it fails: then it may be half done.
+        self.slowed = true;
+        tracing::info!(migration_id = %self.migration, percent, "the container is slowed down: it writes memory faster than it can be sent");
+        let name = format!("slow down to {percent} %");
+        self.timings.measure(&name, host.slow_down(Some(percent))).await
+    }
+
+    /// One that is slowed down gets its CPU time back only when its tasks are told to stop: they need some to do so, and
+    /// CRIU's code in them more. Earlier it would write memory that must be sent while it stands still.
+    pub(super) async fn freeze_at_full_speed(&mut self) -> Result<(), HostError> {
+        let (host, began) = (Arc::clone(&self.host), Instant::now());
+        let (frozen, sped_up) = tokio::join!(timed(host.freeze()), self.full_speed());
+        self.timings.record("freezer", began, frozen.1);
+        frozen.0.and(sped_up)
+    }
+
+    /// Gives back the CPU time that was taken away.
     pub(super) async fn full_speed(&mut self) -> Result<(), HostError> {
         if self.slowed {
-            self.host.slow_down(None).await?;
+            let host = Arc::clone(&self.host);
+            self.timings.measure("full speed", host.slow_down(None)).await?;
             self.slowed = false;
         }
         Ok(())
