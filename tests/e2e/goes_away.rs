@@ -2,18 +2,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use tranship_tests::counter::Counter;
 use tranship_tests::images::{self, REDIS_PORT};
+use tranship_tests::owner::the_one_that_runs;
 use tranship_tests::scenario::Scenario;
-use tranship_tests::testbed::{Host, daemon};
-use tranship_tests::tranship::wait_for;
-
-/// Both hosts decide what is in doubt within this time once both are back.
-const DECIDED: Duration = Duration::from_secs(30);
+use tranship_tests::testbed::daemon;
 
 /// What happens in the middle of a migration from a to b.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +56,7 @@ fn in_each_phase(blow: Blow, phases: &[&str]) -> Result<()> {
     for phase in phases {
         let told = || format!("{blow:?} in phase {phase}");
         strike(&scenario, phase, blow).with_context(told)?;
-        let owner = the_one_that_runs(a, b).with_context(told)?;
+        let owner = the_one_that_runs("redis", a, b).with_context(told)?;
         eprintln!("{}: the container runs on {}", told(), owner.name());
         if owner.name() == "b" {
             b.migrate("redis", "a").with_context(told)?;
@@ -103,41 +99,4 @@ fn strike(scenario: &Scenario, phase: &str, blow: Blow) -> Result<()> {
             daemon::start(a)
         }
     }
-}
-
-/// The host on which the container runs. As soon as the daemons have talked the other one knows that it does not.
-fn the_one_that_runs<'a>(a: &'a Host, b: &'a Host) -> Result<&'a Host> {
-    let mut states = (None, None);
-    let mut both = false;
-    wait_for(
-        "one host to run the container and the other one to know it",
-        DECIDED,
-        || {
-            states = (state(a)?, state(b)?);
-            // The first may have handed over while the second was asked; one that still runs has not.
-            both |= runs(&states.0) && runs(&states.1) && runs(&state(a)?);
-            Ok((runs(&states.0) && gave_up(&states.1)) || (runs(&states.1) && gave_up(&states.0)))
-        },
-    )
-    .with_context(|| format!("on a it is {:?}, on b {:?}", states.0, states.1))?;
-    ensure!(!both, "for a while both hosts ran the container");
-    Ok(if runs(&states.0) { a } else { b })
-}
-
-/// The container's state on a host, if it is there.
-fn state(host: &Host) -> Result<Option<String>> {
-    let found = host.try_tranship(&["inspect", "redis"])?;
-    if !found.status.success() {
-        return Ok(None);
-    }
-    let records: Value = serde_json::from_str(&found.text())?;
-    Ok(records[0]["state"].as_str().map(str::to_owned))
-}
-
-fn runs(state: &Option<String>) -> bool {
-    state.as_deref() == Some("running")
-}
-
-fn gave_up(state: &Option<String>) -> bool {
-    matches!(state.as_deref(), None | Some("moved"))
 }

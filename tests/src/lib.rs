@@ -14,6 +14,7 @@ pub mod images;
 pub mod interrupt;
 pub mod namespace;
 pub mod oracles;
+pub mod owner;
 pub mod programs;
 pub mod resp;
 pub mod scenario;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::command;
 use crate::testbed::{Host, Testbed};
@@ -33,8 +33,8 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Counts everything that a container or a migration could leave behind: mounts, links, nftables rules, cgroups,
-    /// processes, network namespaces, files in run directories and on disks, loop devices.
+    /// Counts everything that a container or a migration could leave behind: mounts, links, nftables rules, cgroups and
+    /// their limits of CPU time, processes, network namespaces, files in run directories and on disks, loop devices.
     ///
     /// # Errors
     /// A host cannot be looked into.
@@ -110,7 +110,12 @@ fn look_into(host: &Host) -> Result<Vec<String>> {
     lines.extend(counted(
         rules.lines().map(|line| format!("nftables {}", line.trim())),
     ));
-    lines.extend(cgroups(host));
+    let cgroups = cgroups(host);
+    lines.extend(cgroups.iter().map(|path| format!("cgroup {}", path.display())));
+    lines.extend(cgroups.iter().filter_map(|path| {
+        let quota = cpu_quota(path)?;
+        Some(format!("limit of {} to {quota} us of CPU time", path.display()))
+    }));
     lines.extend(processes(host)?);
     let mut files = Vec::new();
     list(&host.path("/run"), Path::new("/run"), RUN_DEPTH, &mut files);
@@ -139,7 +144,7 @@ fn links(host: &Host) -> Result<Vec<String>> {
 }
 
 /// The host's cgroups, in every hierarchy.
-fn cgroups(host: &Host) -> Vec<String> {
+fn cgroups(host: &Host) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
     roots.extend(
@@ -151,13 +156,31 @@ fn cgroups(host: &Host) -> Vec<String> {
     );
     for root in roots {
         let own = root.join(host.layout.cgroup()).join(host.name());
-        found.extend(
-            folders_below(&own)
-                .into_iter()
-                .map(|path| format!("cgroup {}", path.display())),
-        );
+        found.extend(folders_below(&own));
     }
     found
+}
+
+/// The CPU time that a container of this host may use in each period, in microseconds; nothing if that is not limited.
+///
+/// # Errors
+/// The container has no cgroup here.
+pub fn cpu_limit(host: &Host, container_id: &str) -> Result<Option<u64>> {
+    let mut own = cgroups(host);
+    own.retain(|path| path.file_name().is_some_and(|name| name == container_id));
+    ensure!(
+        !own.is_empty(),
+        "container {container_id} has no cgroup on {}",
+        host.name()
+    );
+    Ok(own.iter().find_map(|path| cpu_quota(path)))
+}
+
+/// What a cgroup limits CPU time to. A file that is not there, or says -1 or `max`, is no limit.
+fn cpu_quota(cgroup: &Path) -> Option<u64> {
+    let v1 = fs::read_to_string(cgroup.join("cpu.cfs_quota_us"));
+    let text = v1.or_else(|_| fs::read_to_string(cgroup.join("cpu.max"))).ok()?;
+    text.split_whitespace().next()?.parse().ok()
 }
 
 fn folders_below(path: &Path) -> Vec<PathBuf> {

@@ -18,7 +18,7 @@ struct Arguments {
     job: Job,
 }
 
-/// Every job with `--count-port` also answers counted requests there, from a thread of its own.
+/// A job with `--count-port` also answers counted requests there, from a thread of its own.
 #[derive(Subcommand)]
 enum Job {
     /// Stamp the number of the pass into every page, in order.
@@ -32,6 +32,9 @@ enum Job {
         /// Port for questions.
         #[arg(long)]
         port: u16,
+        /// Port for counted requests.
+        #[arg(long)]
+        count_port: Option<u16>,
     },
     /// Change pages at random.
     Dirtier {
@@ -123,7 +126,13 @@ fn main() -> ExitCode {
 
 fn run(job: Job) -> Result<Infallible> {
     match job {
-        Job::Generations { mib, mib_per_s, port } => {
+        Job::Generations {
+            mib,
+            mib_per_s,
+            port,
+            count_port,
+        } => {
+            count_port.map_or(Ok(()), count_beside)?;
             generations::run(mib, mib_per_s, &Questions::open(port)?)
         }
         Job::Dirtier {
