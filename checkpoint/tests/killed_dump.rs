@@ -1,5 +1,5 @@
-//! A CRIU that is killed from outside at any moment of a dump: the container goes on, every thread with its own registers,
-//! signals and text. Needs root, runc, CRIU and busybox.
+//! A CRIU that is killed from outside at any moment of a dump, and its relay with it or alone: the container goes on, every
+//! thread with its own registers, signals and text, and no process of the dump is left. Needs root, runc, CRIU and busybox.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,9 +13,11 @@ use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use serde_json::{Value, json};
 use support::{Side, criu, end_of, soon, wait_until};
-use tranship_checkpoint::criu::{Dump, Operation, Relay, journal_of};
+use tranship_checkpoint::criu::{Dump, Operation, Relay, RequestSeen, journal_of};
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::process_tree;
 
@@ -156,7 +158,11 @@ fn assert_every_thread_goes_on(side: &Side, told: &str) {
         for (ahead, (before, now)) in ahead.iter_mut().zip(before.iter().zip(beats(side))) {
             *ahead |= now > before + 2;
         }
-        assert!(Instant::now() < end, "{told}: threads stand still: {ahead:?}");
+        assert!(
+            Instant::now() < end,
+            "{told}: threads stand still: {ahead:?}\n{}",
+            condition(side)
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
     for entry in fs::read_dir(side.path("vol")).unwrap() {
@@ -169,6 +175,19 @@ fn assert_every_thread_goes_on(side: &Side, told: &str) {
     }
 }
 
+/// What the threads do, and what they have complained of.
+fn condition(side: &Side) -> String {
+    let mut told = String::new();
+    for pid in process_tree::pids(&side.cgroup).unwrap() {
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+            for name in ["stat", "syscall"] {
+                told += &fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+            }
+        }
+    }
+    told + &fs::read_to_string(side.path("output")).unwrap_or_default()
+}
+
 /// How a dump ended.
 #[derive(Debug, PartialEq)]
 enum End {
@@ -176,9 +195,29 @@ enum End {
     Complete,
 }
 
-/// Dumps the container and kills CRIU after `delay`; recovers, and returns what happened to the dump, how long it took, and
+/// Who is killed.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Criu,
+    Relay,
+    CriuThenRelay,
+    RelayThenCriu,
+}
+
+impl Who {
+    fn pids(self, seen: &RequestSeen) -> Vec<i32> {
+        match self {
+            Self::Criu => vec![seen.criu_pid],
+            Self::Relay => vec![seen.relay_pid],
+            Self::CriuThenRelay => vec![seen.criu_pid, seen.relay_pid],
+            Self::RelayThenCriu => vec![seen.relay_pid, seen.criu_pid],
+        }
+    }
+}
+
+/// Dumps the container and kills after `delay`; recovers, and returns what happened to the dump, how long it took, and
 /// how many threads had to be put right.
-async fn kill_criu(side: &Side, freezer: &Freezer, delay: Duration) -> (End, Duration, usize) {
+async fn kill_in_a_dump(side: &Side, freezer: &Freezer, who: Who, delay: Duration) -> (End, Duration, usize) {
     for directory in ["images", "work"] {
         fs::remove_dir_all(side.path(directory)).unwrap();
         fs::create_dir(side.path(directory)).unwrap();
@@ -195,8 +234,10 @@ async fn kill_criu(side: &Side, freezer: &Freezer, delay: Duration) -> (End, Dur
         if dump_is_over.recv_timeout(delay) == Ok(()) {
             return;
         }
-        let criu = rustix::process::Pid::from_raw(seen.criu_pid).unwrap();
-        let _ = rustix::process::kill_process(criu, rustix::process::Signal::KILL);
+        for pid in who.pids(&seen) {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     });
     let ended = relay.wait_barrier(soon(60)).await;
     let took = begin.elapsed();
@@ -204,15 +245,83 @@ async fn kill_criu(side: &Side, freezer: &Freezer, delay: Duration) -> (End, Dur
     let _ = done.send(());
     killer.join().unwrap();
     let end = if ended.is_ok() { End::Complete } else { End::Killed };
-    drop(relay);
+    // One that was killed has nothing to answer.
+    let _ = relay.abort().await;
     end_of(runc);
+    drop(relay);
     freezer.freeze(soon(5)).await.unwrap();
     let journal = journal_of(&side.path("relay"));
     let recovered = process_tree::recover(&side.cgroup, &journal);
     let recovered = recovered.unwrap_or_else(|error| panic!("after {delay:?}: {error}"));
     forget_the_dump(side);
     freezer.thaw().unwrap();
+    assert_no_process_is_left(side, who, &format!("{who:?} killed after {delay:?}"));
     (end, took, recovered.threads)
+}
+
+/// Processes of the dump, of any state: those that know the directory of this test, and whatever this process has inherited.
+fn assert_no_process_is_left(side: &Side, who: Who, told: &str) {
+    let container = process_tree::pids(&side.cgroup).unwrap();
+    let ours = |pid: &i32| !container.contains(pid) && *pid != std::process::id().cast_signed();
+    let directory = side.directory.path().to_str().unwrap();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let left: Vec<String> = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| ours(pid) && knows(*pid, directory))
+        .map(state)
+        .collect();
+    assert!(left.is_empty(), "{told}: {left:?} are left");
+    if !matches!(who, Who::Criu) {
+        // What a killed relay leaves has ended. Elsewhere process 1 waits for it; here this process does.
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {
+        }
+    }
+    let inherited: Vec<String> = children().into_iter().filter(ours).map(state).collect();
+    assert!(inherited.is_empty(), "{told}: {inherited:?} are left");
+}
+
+/// Whether a process has a file open or mapped, or a variable, with `directory` in its name.
+fn knows(pid: i32, directory: &str) -> bool {
+    let named = |name: &str| {
+        let text = fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        String::from_utf8_lossy(&text).contains(directory)
+    };
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    named("environ")
+        || named("maps")
+        || open
+            .flatten()
+            .filter_map(|fd| fs::read_link(fd.path()).ok())
+            .any(|file| file.to_string_lossy().contains(directory))
+}
+
+fn children() -> Vec<i32> {
+    let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let lists = threads.map(|thread| fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+    let all: String = lists.collect();
+    all.split_whitespace()
+        .map(|number| number.parse().unwrap())
+        .collect()
+}
+
+fn state(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()
+}
+
+/// While it lives this process inherits whatever a killed program has left.
+struct Heir;
+
+impl Heir {
+    fn new() -> Self {
+        set_child_subreaper(true).unwrap();
+        Self
+    }
+}
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        set_child_subreaper(false).unwrap();
+    }
 }
 
 /// runc's note that there is a dump.
@@ -222,9 +331,21 @@ fn forget_the_dump(side: &Side) {
 
 #[tokio::test]
 async fn a_criu_that_is_killed_at_any_moment_leaves_every_thread_as_it_was() {
+    kill_at_any_moment(&[Who::Criu]).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_is_killed_at_any_moment_alone_or_with_its_criu_leaves_every_thread_as_it_was() {
+    kill_at_any_moment(&[Who::CriuThenRelay, Who::RelayThenCriu, Who::Relay]).await;
+}
+
+/// Kills one of `victims` after the other, at moments over the length of a dump.
+async fn kill_at_any_moment(victims: &[Who]) {
     let side = several_threads();
+    // Begins now: the container is not to be inherited.
+    let _heir = Heir::new();
     let freezer = Freezer::of_cgroup(&side.cgroup).unwrap();
-    let (end, length, _) = kill_criu(&side, &freezer, NEVER).await;
+    let (end, mut length, _) = kill_in_a_dump(&side, &freezer, Who::Criu, NEVER).await;
     assert_eq!(end, End::Complete);
     let mut threads = [0; 4];
     let mut journal = fs::File::open(journal_of(&side.path("relay"))).unwrap();
@@ -236,20 +357,26 @@ async fn a_criu_that_is_killed_at_any_moment_leaves_every_thread_as_it_was() {
     );
     assert_every_thread_goes_on(&side, "after a dump that was complete");
     let (mut killed, mut astray) = (0, 0);
-    for number in 0..KILLS {
+    for (number, who) in (0..KILLS).zip(victims.iter().cycle()) {
         let delay = length * number / KILLS;
-        let (end, _, threads) = kill_criu(&side, &freezer, delay).await;
-        killed += u32::from(end == End::Killed);
+        let (end, took, threads) = kill_in_a_dump(&side, &freezer, *who, delay).await;
+        if end == End::Complete {
+            length = length.min(took);
+        } else {
+            killed += 1;
+        }
         astray += threads;
-        assert_every_thread_goes_on(&side, &format!("killed after {delay:?} of {length:?}"));
+        assert_every_thread_goes_on(&side, &format!("{who:?} killed after {delay:?} of {length:?}"));
     }
-    println!("{killed} of {KILLS} dumps of {length:?} were killed; {astray} threads were put right");
+    println!(
+        "{killed} of {KILLS} dumps of {length:?} were killed by {victims:?}; {astray} threads were put right"
+    );
     assert!(
         killed > KILLS / 2,
         "only {killed} dumps were killed before their end"
     );
     // What it has been through does not keep it from being dumped.
-    let (end, ..) = kill_criu(&side, &freezer, NEVER).await;
+    let (end, ..) = kill_in_a_dump(&side, &freezer, Who::Criu, NEVER).await;
     assert_eq!(end, End::Complete);
 }
 

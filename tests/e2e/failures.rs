@@ -28,14 +28,16 @@ struct Fault {
     exit_code: i32,
 }
 
-/// A CRIU that is killed so many seconds after it has begun to trace a task.
+/// A CRIU that is killed, with or without its parent, so many seconds after it has begun to trace a task.
 macro_rules! killed_in_a_dump {
-    ($seconds:literal) => {
+    ($seconds:literal, $who:literal) => {
         concat!(
             "
     (until grep -qs \"^TracerPid:.$$\\$\" /proc/[0-9]*/status; do kill -0 $$ || exit; done; sleep ",
             $seconds,
-            "; kill -KILL $$) </dev/null >/dev/null 2>&1 &
+            "; kill -KILL ",
+            $who,
+            ") </dev/null >/dev/null 2>&1 &
     exec \"$real\" \"$@\""
         )
     };
@@ -51,20 +53,30 @@ const KILLED: &str = "
     wait $pid";
 
 /// Killed from outside when it has begun to dump: as soon as that is seen, and some milliseconds later.
-const KILLED_IN_A_DUMP: [Fault; 3] = [
+const KILLED_IN_A_DUMP: [Fault; 5] = [
     Fault {
         what: "is killed when it has the tasks",
-        script: killed_in_a_dump!("0"),
+        script: killed_in_a_dump!("0", "$$"),
         exit_code: ROLLED_BACK,
     },
     Fault {
         what: "is killed a little later",
-        script: killed_in_a_dump!("0.01"),
+        script: killed_in_a_dump!("0.01", "$$"),
         exit_code: ROLLED_BACK,
     },
     Fault {
         what: "is killed later still",
-        script: killed_in_a_dump!("0.02"),
+        script: killed_in_a_dump!("0.02", "$$"),
+        exit_code: ROLLED_BACK,
+    },
+    Fault {
+        what: "is killed together with its relay",
+        script: killed_in_a_dump!("0", "$$ $PPID"),
+        exit_code: ROLLED_BACK,
+    },
+    Fault {
+        what: "is killed right after its relay",
+        script: killed_in_a_dump!("0.01", "$PPID $$"),
         exit_code: ROLLED_BACK,
     },
 ];

@@ -11,6 +11,7 @@ pub mod cpu;
 pub mod discard;
 pub mod dump;
 pub mod ghosts;
+pub(crate) mod leftovers;
 pub mod log;
 pub mod options;
 pub(crate) mod packet;
@@ -21,6 +22,7 @@ pub mod restore;
 pub mod rpc;
 pub mod smaps;
 pub mod unprivileged;
+pub(crate) mod watch;
 pub mod wire;
 
 pub use cpu::{CpuMismatch, cpuinfo_check, cpuinfo_dump};

@@ -33,7 +33,8 @@ use crate::sys::inherited;
 use crate::sys::undo::Undo;
 use crate::sys::view::View;
 
-mod guard;
+mod children;
+pub(super) mod guard;
 mod link;
 mod session;
 
@@ -169,14 +170,21 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
     // Without the library everything works, and takes longer.
     let view = held.then(|| view(*operation, hide)).and_then(Result::ok);
     let areas = socket.with_file_name(AREAS_NAME);
+    let journal = socket.with_file_name(JOURNAL_NAME);
     // Without the journal a dump is as good; only a CRIU that is killed in it may not be undone then.
-    let undo = dumps.then(|| Undo::create(&socket.with_file_name(JOURNAL_NAME)));
+    let undo = dumps.then(|| Undo::create(&journal));
     let undo = undo.and_then(Result::ok);
     let shown = view.as_ref().map(|view| (view, areas.as_path()));
-    let (criu, child) = start(&settings.criu, shown, undo.as_ref())?;
+    if dumps {
+        children::inherit();
+    }
+    let (criu, child) = start(&settings.criu, shown, undo.as_ref(), dumps.then_some(&journal))?;
     let mut session = Session::new(runc, criu, child)?;
-    if let (true, Some(cgroup)) = (dumps, &settings.cgroup) {
-        session.watch_over(cgroup);
+    if dumps {
+        session.leave_no_children();
+        if let Some(cgroup) = &settings.cgroup {
+            session.watch_over(cgroup);
+        }
     }
     if let Some(view) = view.filter(|view| view.wait_loaded(LOADING) && hide) {
         session.hide_pages(view);
@@ -279,11 +287,13 @@ fn view(operation: Operation, hide_pages: bool) -> io::Result<View> {
     Ok(view)
 }
 
-/// Starts the real CRIU as `swrk` on a socket of its own, with everything that runc left open.
+/// Starts the real CRIU as `swrk` on a socket of its own, with everything that runc left open. In a dump it is marked by
+/// the path of the journal.
 fn start(
     criu: &Path,
     view: Option<(&View, &Path)>,
     undo: Option<&Undo>,
+    journal: Option<&PathBuf>,
 ) -> Result<(OwnedFd, Child), ProcessError> {
     let failed = |source| ProcessError::Start {
         criu: criu.to_owned(),
@@ -304,6 +314,9 @@ fn start(
     }
     if let Some(undo) = undo {
         undo.give_to(&mut command);
+    }
+    if let Some(journal) = journal {
+        command.env(environment::DUMP, journal);
     }
     let child = command.spawn().map_err(failed)?;
     Ok((ours, child))

@@ -15,10 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, timeout_at};
 
+use super::watch::Watch;
 use super::wire::{
     self, Barrier, BarrierStage, Decision, Finished, FromRelay, MAX_LINE, Memory, Operation, RequestSeen,
     environment,
 };
+use crate::freeze::Freezer;
 
 /// Name of the socket in the directory that [`Relay::bind`] is given.
 const SOCKET_NAME: &str = "criu.sock";
@@ -87,6 +89,8 @@ pub struct Relay {
     memory: Memory,
     lazy_pages: bool,
     cgroup: Option<String>,
+    /// What freezes the tree when the relay is killed.
+    watch: Option<Watch>,
     connection: Option<UnixStream>,
     buffer: Vec<u8>,
     held: bool,
@@ -116,6 +120,7 @@ impl Relay {
             memory: Memory::Full,
             lazy_pages: false,
             cgroup: None,
+            watch: None,
             connection: None,
             buffer: Vec::new(),
             held: false,
@@ -139,7 +144,8 @@ impl Relay {
         self.lazy_pages = true;
     }
 
-    /// Has the relay freeze this cgroup whenever CRIU ends in a dump, before its tasks can run.
+    /// Has this cgroup frozen whenever CRIU ends in a dump, before its tasks can run: by the relay, or here where the
+    /// relay is killed.
     pub fn freeze_at_end(&mut self, cgroup: &str) {
         self.cgroup = Some(cgroup.to_owned());
     }
@@ -177,12 +183,19 @@ impl Relay {
         match self.next(deadline, WAITING_FOR).await? {
             FromRelay::Request(seen) if seen.operation == self.operation => {
                 self.held = true;
+                self.watch = self.watch_over(&seen);
                 Ok(seen)
             }
             _ => Err(RelayError::Protocol {
                 waiting_for: WAITING_FOR,
             }),
         }
+    }
+
+    /// Watches over the relay's guard. Somebody who looks for a fault of the relay may trace it; then nobody does.
+    fn watch_over(&self, seen: &RequestSeen) -> Option<Watch> {
+        let freezer = Freezer::of_cgroup(self.cgroup.as_ref()?).ok()?;
+        Watch::over(seen.guard?, seen.criu_pid, freezer).ok()
     }
 
     /// Waits until a restore has made its namespaces; returns the new init as the host sees it. Its network namespace is
@@ -252,6 +265,9 @@ impl Relay {
 
     /// Lets the request go to CRIU.
     pub async fn release_request(&mut self) -> Result<(), RelayError> {
+        if let Some(watch) = &self.watch {
+            watch.begin();
+        }
         self.decide(Decision::Go).await
     }
 

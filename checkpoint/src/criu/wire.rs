@@ -36,6 +36,8 @@ pub mod environment {
     pub const LAZY_PAGES: &str = "TRANSHIP_LAZY_PAGES";
     /// The cgroup of the container that is dumped, to be frozen before CRIU is gone.
     pub const CGROUP: &str = "TRANSHIP_RELAY_CGROUP";
+    /// Set by the relay for CRIU, and so for what CRIU starts: the dump's journal, by which they are found.
+    pub const DUMP: &str = "TRANSHIP_DUMP";
     /// CRIU's log level, for an operator who looks for a reason.
     pub const LOG_LEVEL: &str = "TRANSHIP_CRIU_LOG_LEVEL";
 }
@@ -147,6 +149,8 @@ pub struct RequestSeen {
     pub relay_pid: i32,
     /// CRIU's process.
     pub criu_pid: i32,
+    /// The relay's thread that holds a CRIU that ends until the tree is frozen, where there is one.
+    pub guard: Option<i32>,
     /// What a dump's images will hold. [`Memory::Full`] although state alone was asked for where the library that hides
     /// pages could not be loaded into this CRIU. Known before anything is frozen.
     pub memory: Memory,
@@ -224,6 +228,7 @@ mod tests {
             pid: Some(7),
             relay_pid: 8,
             criu_pid: 9,
+            guard: Some(10),
             memory: Memory::StateOnly,
         };
         let message = FromRelay::Request(seen);

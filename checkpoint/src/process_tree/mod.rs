@@ -9,14 +9,21 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
 use crate::cgroup::{self, CgroupError, CgroupVersion};
+use crate::criu::leftovers;
 use crate::freeze::{FreezeError, Freezer, FreezerState};
 
 mod astray;
+mod ending;
 mod sockets;
 mod undo;
 
+pub(crate) use ending::is_ending;
+
 /// Pause between two looks at a cgroup that is being emptied.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// How long a tracer that was killed may take to be gone: it gives much memory back first.
+const TRACER_ENDS: Duration = Duration::from_secs(5);
 
 /// What CRIU names the memory of the code that it puts into a task for the time of a dump.
 const PARASITE: &str = "CRIUMFD";
@@ -53,6 +60,12 @@ pub enum TreeError {
         task: i32,
         /// Why.
         source: io::Error,
+    },
+    /// Processes of a CRIU that was killed do not end.
+    #[error("processes {left:?}, which CRIU has left behind, are still there after SIGKILL")]
+    LeftBehind {
+        /// Those that are left.
+        left: Vec<i32>,
     },
     /// A socket cannot be looked at or taken out of repair.
     #[error("a socket of process {pid} cannot be taken out of repair: {source}; its connections stay silent")]
@@ -115,18 +128,23 @@ pub struct Recovered {
 }
 
 /// What to do after a failed dump, before the tree is thawed: lets connections speak again that a killed CRIU has left
-/// silent, puts threads right by the journal of the dump (see [`crate::criu::journal_of`]), and checks that nothing else
-/// is left. Where there were threads to put right the tree runs afterwards.
+/// silent, puts threads right by the journal of the dump (see [`crate::criu::journal_of`]), ends what is left of that CRIU,
+/// and checks that nothing else is left. Where there were threads to put right the tree runs afterwards.
 pub fn recover(cgroup: &str, journal: &Path) -> Result<Recovered, TreeError> {
     let mut connections = 0;
     let pids = pids(cgroup)?;
+    let tasks: Vec<i32> = pids.iter().flat_map(|pid| threads(*pid)).collect();
+    // Whoever traces a task must be gone before it can be seized. A CRIU that still works at it gives up by itself.
+    wait_untraced(&tasks)?;
+    let left = leftovers::end(journal, &pids);
+    if !left.is_empty() {
+        return Err(TreeError::LeftBehind { left });
+    }
+    expect_untraced(&tasks)?;
     for pid in &pids {
         let failed = |source| TreeError::Socket { pid: *pid, source };
         connections += sockets::release(*pid).map_err(failed)?;
     }
-    // Whoever traces a task must be gone before it can be seized.
-    let tasks: Vec<i32> = pids.iter().flat_map(|pid| threads(*pid)).collect();
-    expect_untraced(&tasks)?;
     let seized = undo::begin(journal, &tasks)?;
     for pid in &pids {
         expect_own(*pid, |task| seized.holds(task))?;
@@ -156,6 +174,20 @@ fn threads(pid: i32) -> Vec<i32> {
                 .collect()
         },
     )
+}
+
+/// As [`expect_untraced`], but a tracer that was killed may need a moment to be gone.
+fn wait_untraced(tasks: &[i32]) -> Result<(), TreeError> {
+    let deadline = Instant::now() + TRACER_ENDS;
+    loop {
+        match expect_untraced(tasks) {
+            Err(TreeError::Touched {
+                remnant: Remnant::Tracer { pid },
+                ..
+            }) if is_ending(pid) && Instant::now() < deadline => std::thread::sleep(LOOK),
+            other => return other,
+        }
+    }
 }
 
 fn expect_untraced(tasks: &[i32]) -> Result<(), TreeError> {

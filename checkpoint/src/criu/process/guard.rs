@@ -12,6 +12,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::thread::gettid;
+
 use crate::freeze::Freezer;
 use crate::sys::undo::thread::{Stop, Tracer};
 
@@ -26,6 +28,7 @@ const LOOK: Duration = Duration::from_micros(20);
 pub struct Guard {
     /// CRIU has been asked to dump, so that the tree may be in its hands.
     asked: Arc<AtomicBool>,
+    task: i32,
     thread: JoinHandle<io::Result<ExitStatus>>,
 }
 
@@ -39,12 +42,17 @@ impl Guard {
         let thread = std::thread::Builder::new().spawn(move || {
             // A tracer is a thread, and so is who may wait.
             let tracer = Tracer::of_end(criu);
+            let task = gettid().as_raw_pid();
             // Nobody listens when the other side is gone, and then nobody needs it.
-            let _ = seized.send(tracer.as_ref().map(drop).map_err(io::Error::kind));
-            watch(&tracer?, &freezer, &known)
+            let _ = seized.send(tracer.as_ref().map(|_| task).map_err(io::Error::kind));
+            hold_at_end(&tracer?, || {
+                if known.load(Ordering::SeqCst) {
+                    freeze(&freezer);
+                }
+            })
         })?;
         match begun.recv() {
-            Ok(Ok(())) => Ok(Self { asked, thread }),
+            Ok(Ok(task)) => Ok(Self { asked, task, thread }),
             Ok(Err(kind)) => Err(kind.into()),
             Err(_) => Err(io::ErrorKind::BrokenPipe.into()),
         }
@@ -55,6 +63,11 @@ impl Guard {
         self.asked.store(true, Ordering::SeqCst);
     }
 
+    /// The thread that holds CRIU, as the kernel numbers it.
+    pub fn task(&self) -> i32 {
+        self.task
+    }
+
     /// CRIU's exit status, when it has ended.
     pub fn wait(self) -> io::Result<ExitStatus> {
         let ended = self.thread.join();
@@ -62,15 +75,13 @@ impl Guard {
     }
 }
 
-fn watch(tracer: &Tracer, freezer: &Freezer, asked: &AtomicBool) -> io::Result<ExitStatus> {
+/// Lets a traced task run until it has ended; calls `ending` when it has begun to end, and holds it meanwhile.
+pub fn hold_at_end(tracer: &Tracer, ending: impl Fn()) -> io::Result<ExitStatus> {
     loop {
         match tracer.wait()? {
             Stop::Ended(status) => return Ok(ExitStatus::from_raw(status)),
             Stop::Ending => {
-                if asked.load(Ordering::SeqCst) {
-                    // What cannot be frozen here is frozen by the daemon, later.
-                    let _ = freeze(freezer);
-                }
+                ending();
                 tracer.go_on(0)?;
             }
             Stop::Signal(signal) => tracer.go_on(signal)?,
@@ -79,11 +90,13 @@ fn watch(tracer: &Tracer, freezer: &Freezer, asked: &AtomicBool) -> io::Result<E
     }
 }
 
-fn freeze(freezer: &Freezer) -> Result<(), crate::freeze::FreezeError> {
+/// Freezes the tree, as far as that is possible in [`FREEZE`]. What is not frozen then is frozen by the daemon, later.
+pub fn freeze(freezer: &Freezer) {
     let end = Instant::now() + FREEZE;
-    freezer.ask_to_freeze()?;
-    while !freezer.is_frozen()? && Instant::now() < end {
+    if freezer.ask_to_freeze().is_err() {
+        return;
+    }
+    while matches!(freezer.is_frozen(), Ok(false)) && Instant::now() < end {
         std::thread::sleep(LOOK);
     }
-    Ok(())
 }

@@ -11,7 +11,7 @@ use prost::Message;
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{DaemonLink, Guard, ProcessError, in_words, lost, passed_on};
+use super::{DaemonLink, Guard, ProcessError, children, in_words, lost, passed_on};
 use crate::criu::packet::{self, Packet};
 use crate::criu::rpc::{self, kind};
 use crate::criu::unprivileged::Permission;
@@ -34,6 +34,8 @@ pub struct Session {
     child: Child,
     /// Whom to ask for CRIU's exit status, where somebody watches over it.
     guard: Option<Guard>,
+    /// Whether what CRIU leaves behind is to end with it.
+    leave_no_children: bool,
     /// CRIU's end, to poll for: its own children hold its socket open, so the socket alone does not tell.
     ended: OwnedFd,
     daemon: Option<(DaemonLink, Operation)>,
@@ -69,6 +71,7 @@ impl Session {
             criu,
             child,
             guard: None,
+            leave_no_children: false,
             ended,
             daemon: None,
             view: None,
@@ -83,6 +86,11 @@ impl Session {
     /// Keeps a permission until every task is restored, or CRIU has ended.
     pub fn permit(&mut self, permission: Permission) {
         self.permission = Some(permission);
+    }
+
+    /// Ends what CRIU has started and left, when CRIU has ended.
+    pub fn leave_no_children(&mut self) {
+        self.leave_no_children = true;
     }
 
     /// Has CRIU held, when it ends, until the tree in `cgroup` is frozen. A CRIU that somebody else traces, to look for a
@@ -109,15 +117,16 @@ impl Session {
     /// status. `pid` is the root of the tree to dump.
     pub fn run(&mut self, first: &Packet, pid: Option<i32>) -> Result<u8, ProcessError> {
         self.root = pid;
-        let conversation = match self.request_decision(pid)? {
-            Decision::Go => {
+        let conversation = match self.request_decision(pid) {
+            Ok(Decision::Go) => {
                 self.reached("request");
                 if let Some(guard) = &self.guard {
                     guard.begin();
                 }
                 self.to_criu(first).and_then(|()| self.converse())
             }
-            Decision::Abort => self.refuse(),
+            Ok(Decision::Abort) => self.refuse(),
+            Err(error) => Err(error),
         };
         self.end(conversation)
     }
@@ -131,6 +140,9 @@ impl Session {
             None => self.child.wait(),
         };
         let status = status.map_err(|source| lost("criu", source))?;
+        if self.leave_no_children {
+            children::end();
+        }
         self.reached("ended");
         let outcome = self.outcome.take().unwrap_or_default();
         let finished = Finished {
@@ -156,6 +168,7 @@ impl Session {
             pid,
             relay_pid: i32::try_from(std::process::id()).unwrap_or_default(),
             criu_pid: i32::try_from(self.child.id()).unwrap_or_default(),
+            guard: self.guard.as_ref().map(Guard::task),
             memory: memory(self.view.is_some()),
         };
         daemon.tell(&FromRelay::Request(seen))?;
