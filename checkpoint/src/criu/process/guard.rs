@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::gettid;
 
 use crate::freeze::Freezer;
+use crate::process_tree::is_ending;
 use crate::sys::undo::thread::{Stop, Tracer};
 
 /// How long the tree may take to be frozen. Longer than that a dying CRIU is not held: the daemon freezes the tree, too.
@@ -22,6 +23,10 @@ const FREEZE: Duration = Duration::from_millis(500);
 
 /// Pause between two looks at the freezer.
 const LOOK: Duration = Duration::from_micros(20);
+
+/// Two system calls take a few microseconds; where they take longer this thread was not running in between, and it may
+/// have been then that the other was killed.
+const DISTURBED: Duration = Duration::from_micros(50);
 
 /// A thread that waits for CRIU's end.
 #[derive(Debug)]
@@ -84,7 +89,18 @@ pub fn hold_at_end(tracer: &Tracer, ending: impl Fn()) -> io::Result<ExitStatus>
                 ending();
                 tracer.go_on(0)?;
             }
-            Stop::Signal(signal) => tracer.go_on(signal)?,
+            Stop::Signal(signal) => {
+                let begin = Instant::now();
+                // One that was killed meanwhile stands at its end already, and going on would let go of it.
+                if tracer.was_killed()? {
+                    continue;
+                }
+                tracer.go_on(signal)?;
+                if begin.elapsed() > DISTURBED && is_ending(tracer.task()) {
+                    // Too late to hold it, perhaps; but it does not leave its tasks at once.
+                    ending();
+                }
+            }
             Stop::Stopped => tracer.stay()?,
         }
     }

@@ -143,6 +143,11 @@ impl Tracer {
         Ok(Self(child))
     }
 
+    /// The task that is traced.
+    pub fn task(&self) -> i32 {
+        self.0
+    }
+
     /// Waits until something happens to it.
     pub fn wait(&self) -> io::Result<Stop> {
         let mut status = 0;
@@ -163,6 +168,16 @@ impl Tracer {
             libc::PTRACE_EVENT_STOP => Stop::Stopped,
             _ => Stop::Signal(signal),
         })
+    }
+
+    /// Whether it has been killed since it stopped: then it stands where it ends, or will in a moment.
+    pub fn was_killed(&self) -> io::Result<bool> {
+        // SAFETY: zeroes are a value of this structure.
+        let mut stop: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        match request(libc::PTRACE_GETSIGINFO, self.0, 0, (&raw mut stop).cast()) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(true),
+            asked => asked.map(|()| stop.si_code >> 8 == libc::PTRACE_EVENT_EXIT),
+        }
     }
 
     /// Lets it run, with a signal or 0. One that was killed meanwhile needs nothing.
