@@ -331,7 +331,7 @@ impl Destination {
         self.timings.record("network on", released, plug_took);
         self.record_stages(&stages);
         if let Err(error) = plugged {
-            tracing::error!(migration_id = %self.migration, error = %chain(&error), "the container runs, but is not on its network");
+            tracing::error!(migration_id = %self.migration, error = %chain(&error), "the container runs here, but is not on its network: nobody reaches it; move it to another host, which connects it again");
         }
         self.adopt(go_at, go_to_running).await
     }
