@@ -96,7 +96,7 @@ impl Trap {
 /// What waits for one container. Sockets are kept until its end: the kernel takes milliseconds to close one.
 #[derive(Debug)]
 pub(super) struct Hold {
-    trap: Arc<Trap>,
+    pub(super) trap: Arc<Trap>,
     link: u32,
     /// Into the bridge.
     voice: FrameSocket,
@@ -188,13 +188,18 @@ impl Networks {
     /// Nothing held is as good.
     pub async fn let_go(&self, id: &ContainerId) {
         let hold = self.shared.holds.lock().remove(id);
-        if let Some(hold) = hold {
-            // The kernel takes its time to remove a link.
-            crate::blocking::run(move || {
-                hold.stop_relay();
-                drop(hold);
-            })
-            .await;
+        let Some(hold) = hold else { return };
+        let link = hold.link;
+        // The kernel takes its time to remove a link.
+        crate::blocking::run(move || {
+            hold.stop_relay();
+            drop(hold);
+        })
+        .await;
+        // A program that is just being started has the tap open too, until it is executed: the link would outlive this
+        // call, and the next tap of that name could not be made.
+        if let Err(error) = self.shared.links.delete(link).await {
+            tracing::warn!(container = %id, error = %error.chain(), "a tap is left behind; it goes with this daemon");
         }
     }
 }

@@ -101,6 +101,8 @@ impl Segment {
             run("ip addr add 10.99.0.9/24 dev far0");
             run("ip link set far0 up");
         });
+        host.run(|| until_it_carries("up0"));
+        neighbour.run(|| until_it_carries("far0"));
         Self {
             host,
             neighbour,
@@ -222,6 +224,16 @@ fn socket(ip: Ipv4Addr) -> UdpSocket {
     let socket = UdpSocket::bind((ip, 7000)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     socket
+}
+
+/// Waits until the kernel has noticed that a new cable is plugged in: it drops what is sent before, and notices later on a
+/// machine where many links change.
+fn until_it_carries(link: &str) {
+    let latest = Instant::now() + Duration::from_secs(10);
+    while !run(&format!("ip -br link show {link}")).contains(" UP ") {
+        assert!(Instant::now() < latest, "{link} never came up");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Whether a datagram gets from one to the other.

@@ -1,5 +1,6 @@
 //! What is sent to a container that is on its way here, and what one says that is on its way elsewhere.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::*;
@@ -147,6 +148,25 @@ fn a_container_that_is_only_expected_changes_nothing_for_anybody() {
         networks.let_go(&container(22)).await;
         networks.let_go(&container(22)).await;
         run("ip -br link")
+    });
+    assert!(!left.contains("th-"), "{left}");
+}
+
+#[test]
+fn a_tap_that_a_program_being_started_has_open_too_is_gone_when_it_is_let_go() {
+    let segment = Segment::new();
+    let left = segment.on_host(async move |networks| {
+        let id = container(27);
+        networks.expect(&id, &coming()).await.unwrap();
+        let hold = networks.shared.holds.of(&id).unwrap();
+        let inherited = hold.trap.tap().as_fd().try_clone_to_owned().unwrap();
+        drop(hold);
+        networks.let_go(&id).await;
+        let left = run("ip -br link");
+        networks.expect(&id, &coming()).await.unwrap();
+        drop(inherited);
+        networks.let_go(&id).await;
+        left
     });
     assert!(!left.contains("th-"), "{left}");
 }
