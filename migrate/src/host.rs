@@ -11,6 +11,7 @@ use tranship_checkpoint::memory::PageSink;
 use tranship_proto::v1::{Phase, Progress, Reserve, Round, Span, Standby, StreamHello};
 
 use crate::error::HostError;
+pub use crate::handoff::DestinationSays;
 use crate::handoff::{DestinationStep, SourceStep, Verdict};
 use crate::transport::{PageKeeper, TreeSink};
 use crate::trees::{Tree, TreeName, TreeReport};
@@ -112,19 +113,6 @@ pub enum CommitError {
     /// It may or may not be on the disk: nobody may run the container until that is known.
     #[error("it is unknown whether the commit was recorded")]
     Unknown(#[source] HostError),
-}
-
-/// What the destination says when the source asks whether it has the container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DestinationSays {
-    /// It runs there.
-    Runs,
-    /// It is on its way to run.
-    Resuming,
-    /// It holds the restored container and waits.
-    Waits,
-    /// It has never heard of it, or has dropped it.
-    Gone,
 }
 
 /// What the source's daemon does.

@@ -1,0 +1,69 @@
+//! The ownership change: who may run the container, decided without sockets, clocks or files.
+//!
+//! ```text
+//! source:       intent -> freezing -> COMMITTED -> done          destination:  reserved -> prepared -> ready -> resuming -> running
+//!                 |          |                                                    |           |          |
+//!                 v          v                                                    v           v          v
+//!               aborted   rolled back                                          dropped     dropped    in doubt: ask the source
+//! ```
+//!
+//! There is one durable record that decides, `committed` at the source. Before it only the source may run the
+//! container; after it only the destination may. A destination that is ready and has not heard does not know which,
+//! and must not guess: it asks.
+//!
+//! [`SourceHandoff`] and [`DestinationHandoff`] are the two roles as machines: what they are told is an event, what they
+//! answer is a list of effects, to be carried out in that order. Whatever comes of an effect is told to them as the next event. The roles of
+//! this crate and the daemon's recovery do nothing about ownership that a machine has not told them to; the model in
+//! `migrate/tests/model.rs` explores what two or three of these same machines do to each other when everything fails.
+//!
+//! [`journal`] has the steps, [`rules`] what a host answers when it is asked.
+
+pub mod destination;
+pub mod journal;
+pub mod rules;
+pub mod source;
+
+pub use destination::{DestinationEffect, DestinationEvent, DestinationHandoff, DestinationOutcome, Inspection};
+pub use journal::{DestinationStep, SourceStep};
+pub use rules::{DestinationSays, Refusal, Stay, Verdict, admit, destination_says, is_handed_over, verdict};
+pub use source::{SourceEffect, SourceEvent, SourceHandoff, SourceOutcome};
+
+/// Names everything that is handed over: only what has this digest at both ends may be resumed.
+pub type Digest = [u8; 32];
+
+/// What the roles say to each other about ownership. What else their messages carry decides nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Message {
+    /// To the destination: take this container's name and address; it would own this epoch.
+    Reserve {
+        /// The container's epoch here, plus one.
+        epoch: u64,
+    },
+    /// To the source: they are taken.
+    Reserved,
+    /// To the destination: everything was sent.
+    Drained {
+        /// What it adds up to.
+        digest: Digest,
+    },
+    /// To the source: everything has arrived and is on stable storage.
+    Prepared {
+        /// What it adds up to.
+        digest: Digest,
+    },
+    /// To the source: the tasks are restored and held.
+    Ready,
+    /// To the destination: the commit is on record.
+    Go {
+        /// The epoch the destination owns.
+        epoch: u64,
+        /// What may be resumed.
+        digest: Digest,
+    },
+    /// To the source: the container runs, and its copy may go.
+    Running,
+    /// To the destination: forget it. The source has not committed, and never will.
+    Abort,
+    /// To the source: it failed here.
+    Failed,
+}
