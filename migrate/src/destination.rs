@@ -3,6 +3,11 @@
 //! Until the source's commit the destination owns nothing: whatever fails ends with everything dropped here. Once it
 //! has said `ready` it cannot know by itself whether the source has committed, so when the connection is lost it asks
 //! the source's journal, for as long as it takes, and holds the restored tasks meanwhile.
+//!
+//! What this role does about that is said by a machine, [`DestinationHandoff`]: [`Destination::tell`] tells it what has happened
+//! and does what it says. The phases below only bring about what it is told.
+
+mod ownership;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,16 +19,15 @@ use tranship_proto::ids::MigrationId;
 use tranship_proto::limits::MAX_PAGE_STREAMS;
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{
-    Failed, Holding, MigrationRole, Phase, Prepared, Ready, Reserve, Reserved, RoundStored, Running, Seeded,
-    Span, Standby,
+    Holding, MigrationRole, Phase, Reserve, Reserved, RoundStored, Seeded, Span, Standby,
 };
 
 use crate::control::{Conversation, unexpected};
-use crate::deadlines::{ASK_AGAIN, IMAGES, SEED_IDLE, STALL};
-use crate::error::{Failure, HostError, StepError, chain};
-use crate::handoff::{DestinationStep, Verdict};
+use crate::deadlines::{SEED_IDLE, STALL};
+use crate::error::{ControlError, Failure, HostError, StepError, chain};
+use crate::handoff::{DestinationEvent, DestinationHandoff, DestinationStep, Digest, Message};
 use crate::host::{AcceptedStream, DestinationHost, Event, HeldRestore, Stage};
-use crate::timings::{Timings, micros};
+use crate::timings::Timings;
 use crate::transport::{PageKeeper, PagesReport, TransportError, receive_pages, receive_trees};
 use crate::trees::{TreeName, TreeReport, checkpoint_digest};
 
@@ -63,7 +67,37 @@ pub struct Destination {
     conversation: Conversation,
     timings: Timings,
     trees: Vec<TreeReport>,
-    next_epoch: u64,
+    handoff: DestinationHandoff,
+    reserve: Reserve,
+    /// What the source is told when everything is reserved.
+    reserved: Reserved,
+    held: Option<Box<dyn HeldRestore>>,
+    /// When it was known that the source has committed, and how long it took from then until the tasks ran.
+    go_at: Option<Instant>,
+    go_to_running: Duration,
+    /// Why it does not go on as it should; the last of several reasons.
+    failure: Option<Failure>,
+    /// What could not be removed.
+    undo: Vec<HostError>,
+}
+
+/// What kept a phase from its end, and what the machine is told about it.
+struct Setback {
+    event: DestinationEvent,
+    cause: StepError,
+}
+
+impl<E: Into<StepError>> From<E> for Setback {
+    fn from(error: E) -> Self {
+        let cause = error.into();
+        let event = match &cause {
+            StepError::Source(_) => DestinationEvent::Heard(Message::Abort),
+            StepError::Control(ControlError::Deadline { .. }) => DestinationEvent::Overdue,
+            StepError::Control(ControlError::Lost { .. } | ControlError::Failed(_)) => DestinationEvent::Lost,
+            _ => DestinationEvent::Failed,
+        };
+        Self { event, cause }
+    }
 }
 
 /// Ends of rounds that wait to be told. Rounds follow one another, so there is at most one for each stream.
@@ -82,16 +116,22 @@ impl Destination {
             conversation,
             timings,
             trees: Vec::new(),
-            next_epoch: 0,
+            handoff: DestinationHandoff::default(),
+            reserve: Reserve::default(),
+            reserved: Reserved::default(),
+            held: None,
+            go_at: None,
+            go_to_running: Duration::ZERO,
+            failure: None,
+            undo: Vec::new(),
         }
     }
 
     /// Plays the role to its end.
     pub async fn run(mut self, reserve: Reserve) -> DestinationReport {
-        let end = match self.up_to_ready(&reserve).await {
-            Ok((held, digest)) => self.after_ready(held, digest).await,
-            Err(cause) => self.drop_all(cause).await,
-        };
+        self.reserve = reserve;
+        let setback = self.up_to_ready().await.err();
+        let end = self.follow_through(setback).await;
         DestinationReport {
             end,
             spans: self.timings.spans().to_vec(),
@@ -100,34 +140,23 @@ impl Destination {
         }
     }
 
-    async fn up_to_ready(
-        &mut self,
-        reserve: &Reserve,
-    ) -> Result<(Box<dyn HeldRestore>, [u8; 32]), StepError> {
-        self.reserve(reserve).await?;
-        if reserve.page_streams > MAX_PAGE_STREAMS {
-            return Err(TransportError::TooManyStreams(reserve.page_streams).into());
+    async fn up_to_ready(&mut self) -> Result<(), Setback> {
+        self.reserve().await?;
+        let page_streams = self.reserve.page_streams;
+        if page_streams > MAX_PAGE_STREAMS {
+            return Err(TransportError::TooManyStreams(page_streams).into());
         }
-        let (receiving, mut rounds) = self.start_receiving(reserve.page_streams).await?;
+        let (receiving, mut rounds) = self.start_receiving(page_streams).await?;
         let mut receiving = AbortOnDrop(receiving);
         let said = self.until_drained(&mut receiving.0, &mut rounds).await?;
-        let digest = self.prepare(&mut receiving.0, &said).await?;
-        let held = self.hold().await?;
-        Ok((held, digest))
+        self.prepare(&mut receiving.0, &said).await
     }
 
-    async fn reserve(&mut self, reserve: &Reserve) -> Result<(), StepError> {
+    async fn reserve(&mut self) -> Result<(), Setback> {
         self.note(Phase::Reserve);
-        self.next_epoch = reserve.next_epoch;
-        let host = Arc::clone(&self.host);
-        let reservation = self.timings.measure("reserve", host.reserve(reserve)).await?;
-        self.host.record(DestinationStep::Reserved).await?;
-        let reserved = Reserved {
-            data_token: reservation.data_token,
-            layers_missing: reservation.layers_missing,
-        };
-        self.conversation.say(Body::Reserved(reserved)).await?;
-        Ok(())
+        let epoch = self.reserve.next_epoch;
+        self.tell(DestinationEvent::Heard(Message::Reserve { epoch }))
+            .await
     }
 
     async fn start_receiving(&mut self, page_streams: u32) -> Result<(Receiving, StoredRounds), StepError> {
@@ -197,7 +226,11 @@ impl Destination {
         Ok(self.conversation.say(Body::Holding(Holding {})).await?)
     }
 
-    async fn prepare(&mut self, receiving: &mut Receiving, said: &[u8]) -> Result<[u8; 32], StepError> {
+    /// Everything is here. The machine has it recorded and restored, and says `ready`: [`Destination::hold`].
+    async fn prepare(&mut self, receiving: &mut Receiving, said: &[u8]) -> Result<(), Setback> {
+        let said = Digest::try_from(said).map_err(|_| StepError::Digest)?;
+        self.tell(DestinationEvent::Heard(Message::Drained { digest: said }))
+            .await?;
         if self.trees.is_empty() {
             let result = tokio::time::timeout(STALL, receiving)
                 .await
@@ -208,8 +241,10 @@ impl Destination {
             self.host.observe(Event::Tree(tree));
         }
         let digest = checkpoint_digest(&self.trees);
+        let event = DestinationEvent::AllArrived { digest };
         if said != digest {
-            return Err(StepError::Digest);
+            let cause = StepError::Digest;
+            return Err(Setback { event, cause });
         }
         if self.trees.iter().any(|tree| tree.name == TreeName::Memory) {
             let host = Arc::clone(&self.host);
@@ -217,16 +252,11 @@ impl Destination {
                 .measure("all pages are there", host.memory_complete())
                 .await?;
         }
-        self.host.record(DestinationStep::Prepared).await?;
-        self.conversation
-            .say(Body::Prepared(Prepared {
-                digest: digest.to_vec(),
-            }))
-            .await?;
-        Ok(digest)
+        self.tell(event).await
     }
 
-    async fn hold(&mut self) -> Result<Box<dyn HeldRestore>, StepError> {
+    /// Restores everything, up to the last stage before a task runs.
+    async fn hold(&mut self) -> Result<(), StepError> {
         self.note(Phase::Hold);
         let host = Arc::clone(&self.host);
         let began = Instant::now();
@@ -239,85 +269,14 @@ impl Destination {
         self.timings.record("verified and durable", began, secure_took);
         let held = held?;
         self.record_stages(held.stages());
-        if let Err(error) = secured {
-            held.abandon().await?;
-            return Err(error.into());
-        }
-        let ready = async {
-            self.host.record(DestinationStep::Ready).await?;
-            self.conversation
-                .say(Body::Ready(Ready {
-                    spans: self.timings.spans().to_vec(),
-                }))
-                .await?;
-            Ok(())
-        };
-        match ready.await {
-            Ok(()) => Ok(held),
-            // The source has not heard `ready`, so it cannot have committed.
-            Err(cause) => {
-                held.abandon().await?;
-                Err(cause)
-            }
-        }
+        self.held = Some(held);
+        Ok(secured?)
     }
 
-    async fn after_ready(&mut self, held: Box<dyn HeldRestore>, digest: [u8; 32]) -> DestinationEnd {
-        match self.decision(&digest).await {
-            Ok(()) => match self.resume(held).await {
-                Ok(()) => DestinationEnd::Runs,
-                Err(cause) => self.lost(cause).await,
-            },
-            Err(cause) => {
-                let abandoned = held.abandon().await;
-                let end = self.drop_all(cause).await;
-                with_undo(end, abandoned.err())
-            }
-        }
-    }
-
-    /// Waits for Go. Returns an error only when the source certainly has not committed and will not.
-    async fn decision(&mut self, digest: &[u8; 32]) -> Result<(), StepError> {
-        self.note(Phase::Commit);
-        match self.conversation.hear("go", IMAGES).await {
-            Ok(Body::Go(go)) if go.epoch == self.next_epoch && go.digest == digest => return Ok(()),
-            Err(gave_up @ StepError::Source(_)) => return Err(gave_up),
-            Ok(other) => {
-                tracing::error!(migration_id = %self.migration, got = crate::control::name(&other), "not the go that was due; asking the source");
-            }
-            Err(error) => {
-                tracing::warn!(migration_id = %self.migration, error = %chain(&error), "in doubt whether the source has committed; asking it");
-            }
-        }
-        self.ask_until_decided().await
-    }
-
-    async fn ask_until_decided(&mut self) -> Result<(), StepError> {
-        loop {
-            match self.host.ask_source().await {
-                Ok(Verdict::Committed) => return Ok(()),
-                Ok(Verdict::Abandoned) => {
-                    return Err(StepError::Source(
-                        "its journal says that it did not commit".to_owned(),
-                    ));
-                }
-                Ok(Verdict::Undecided) => {}
-                Err(error) => {
-                    tracing::debug!(migration_id = %self.migration, error = %chain(&error), "the source does not answer");
-                }
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
-    }
-
-    /// The container is this host's now. The record comes before the tasks run: after it nobody restores it again.
+    /// The container is this host's now, and `resuming` is on record: after this nobody restores it again.
     async fn resume(&mut self, mut held: Box<dyn HeldRestore>) -> Result<(), StepError> {
-        let go_at = Instant::now();
-        self.note(Phase::Resume);
+        let go_at = self.go_at.unwrap_or_else(Instant::now);
         let host = Arc::clone(&self.host);
-        self.timings
-            .measure("resuming record", host.record(DestinationStep::Resuming))
-            .await?;
         self.timings.measure("release", held.release()).await?;
         // Not before: what a socket acknowledges now can no longer be lost with a restore that is done again.
         let released = Instant::now();
@@ -327,60 +286,13 @@ impl Destination {
         };
         let ((plugged, plug_took), stages) = tokio::join!(plug, held.running());
         let stages = stages?;
-        let go_to_running = go_at.elapsed();
+        self.go_to_running = go_at.elapsed();
         self.timings.record("network on", released, plug_took);
         self.record_stages(&stages);
         if let Err(error) = plugged {
             tracing::error!(migration_id = %self.migration, error = %chain(&error), "the container runs here, but is not on its network: nobody reaches it; move it to another host, which connects it again");
         }
-        self.adopt(go_at, go_to_running).await
-    }
-
-    async fn adopt(&mut self, go_at: Instant, go_to_running: Duration) -> Result<(), StepError> {
-        let host = Arc::clone(&self.host);
-        self.timings.measure("adopt", host.adopt()).await?;
-        host.record(DestinationStep::Running).await?;
-        let running = Running {
-            spans: self.resume_spans(),
-            go_to_running_us: micros(go_to_running),
-            go_to_answer_us: micros(go_at.elapsed()),
-        };
-        if let Err(error) = self.conversation.say(Body::Running(running)).await {
-            tracing::warn!(migration_id = %self.migration, error = %chain(&error), "the source was not told; it will ask");
-        }
-        self.note(Phase::Clean);
-        if let Err(error) = host.drop_staging().await {
-            tracing::error!(migration_id = %self.migration, error = %chain(&error), "staging could not be removed");
-        }
         Ok(())
-    }
-
-    async fn lost(&mut self, cause: StepError) -> DestinationEnd {
-        let failure = self.failure(cause);
-        tracing::error!(migration_id = %self.migration, error = %chain(&failure), "the container was handed over but does not run");
-        self.tell_failed(&failure).await;
-        DestinationEnd::Lost(failure)
-    }
-
-    async fn drop_all(&mut self, cause: StepError) -> DestinationEnd {
-        let failure = self.failure(cause);
-        let dropped = self.host.drop_all().await;
-        let recorded = self.host.record(DestinationStep::Dropped).await;
-        self.tell_failed(&failure).await;
-        DestinationEnd::Dropped {
-            failure,
-            undo: dropped.err().into_iter().chain(recorded.err()).collect(),
-        }
-    }
-
-    async fn tell_failed(&mut self, failure: &Failure) {
-        let failed = Failed {
-            phase: failure.phase.into(),
-            error: chain(&failure.cause),
-        };
-        if let Err(error) = self.conversation.say(Body::Failed(failed)).await {
-            tracing::debug!(migration_id = %self.migration, error = %chain(&error), "the source could not be told");
-        }
     }
 
     fn record_stages(&mut self, stages: &[Stage]) {
@@ -497,16 +409,6 @@ fn finished(
     result.map_err(|_| StepError::Transport(TransportError::Worker))?
 }
 
-fn with_undo(end: DestinationEnd, failed: Option<HostError>) -> DestinationEnd {
-    match (end, failed) {
-        (DestinationEnd::Dropped { failure, mut undo }, Some(error)) => {
-            undo.push(error);
-            DestinationEnd::Dropped { failure, undo }
-        }
-        (end, _) => end,
-    }
-}
-
 /// A role that ends early must not leave a receiver behind that still writes.
 struct AbortOnDrop(Receiving);
 
@@ -516,26 +418,21 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Takes a migration up again that was ready when the daemon before ended, and the restored tasks with it. The images
-/// are still here: they are restored again if, and only if, the source has committed.
-pub async fn run_from_ready(
+/// Takes a migration up again of which nothing is left but the journal and what was received. `newest` is the newest step, and
+/// `taken` says whether what is here of the container is another migration's ([`DestinationHandoff::recover`]).
+pub async fn run_from_journal(
     migration: MigrationId,
     host: Arc<dyn DestinationHost>,
-    reserve: &Reserve,
+    reserve: Reserve,
+    newest: Option<DestinationStep>,
+    taken: bool,
 ) -> DestinationEnd {
     let silent = Conversation::new(migration, Box::new(crate::control::Silence));
     let mut role = Destination::new(migration, host, silent);
-    role.next_epoch = reserve.next_epoch;
+    let (handoff, effects) = DestinationHandoff::recover(reserve.next_epoch, newest, taken);
+    role.handoff = handoff;
+    role.reserve = reserve;
     role.note(Phase::Commit);
-    if let Err(cause) = role.ask_until_decided().await {
-        return role.drop_all(cause).await;
-    }
-    let held = match role.host.restore_held().await {
-        Ok(held) => held,
-        Err(error) => return role.lost(error.into()).await,
-    };
-    match role.resume(held).await {
-        Ok(()) => DestinationEnd::Runs,
-        Err(cause) => role.lost(cause).await,
-    }
+    let setback = role.carry_out_all(effects).await.err();
+    role.follow_through(setback).await
 }

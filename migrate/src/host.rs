@@ -12,7 +12,7 @@ use tranship_proto::v1::{Phase, Progress, Reserve, Round, Span, Standby, StreamH
 
 use crate::error::HostError;
 pub use crate::handoff::DestinationSays;
-use crate::handoff::{DestinationStep, SourceStep, Verdict};
+use crate::handoff::{DestinationStep, Inspection, SourceStep, Verdict};
 use crate::transport::{PageKeeper, TreeSink};
 use crate::trees::{Tree, TreeName, TreeReport};
 
@@ -113,6 +113,17 @@ pub enum CommitError {
     /// It may or may not be on the disk: nobody may run the container until that is known.
     #[error("it is unknown whether the commit was recorded")]
     Unknown(#[source] HostError),
+}
+
+/// Why nothing, or not everything, was reserved.
+#[derive(Debug, thiserror::Error)]
+pub enum ReserveError {
+    /// It is not let in: nothing was taken, and what is here of the container is not this migration's.
+    #[error("the container is not let in")]
+    Refused(#[source] HostError),
+    /// Something was taken, perhaps: it must be dropped.
+    #[error(transparent)]
+    Failed(#[from] HostError),
 }
 
 /// What the source's daemon does.
@@ -235,8 +246,8 @@ pub trait HeldRestore: Send {
 #[async_trait]
 pub trait DestinationHost: Send + Sync {
     /// Takes name, address and space, makes staging, and journals it. Answers which layers are missing, and the token
-    /// that streams of this migration must show.
-    async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, HostError>;
+    /// that streams of this migration must show. Refuses what [`admit`](crate::handoff::admit) refuses.
+    async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, ReserveError>;
 
     /// The next bulk stream of this migration; its greeting has been read and checked.
     async fn accept_stream(&self) -> Result<AcceptedStream, HostError>;
@@ -285,6 +296,10 @@ pub trait DestinationHost: Send + Sync {
 
     /// Removes everything, the reserved container included.
     async fn drop_all(&self) -> Result<(), HostError>;
+
+    /// Looks whether tasks run, or have run, that were about to be released when the daemon before this one ended. Nobody can
+    /// release them any more when it returns.
+    async fn inspect(&self) -> Result<Inspection, HostError>;
 
     /// Asks the source's journal.
     async fn ask_source(&self) -> Result<Verdict, HostError>;

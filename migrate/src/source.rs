@@ -3,8 +3,12 @@
 //! Until the commit the source owns the container, and whatever fails ends with it running here. The commit is one
 //! durable record in this host's journal. From then on the destination owns it: the copy here is never thawed again,
 //! whatever happens, and is removed only when the destination says that its own runs.
+//!
+//! What this role does about that is said by a machine, [`SourceHandoff`]: [`Source::tell`] tells it what has happened and does
+//! what it says. The phases below only bring about what it is told.
 
 mod memory;
+mod ownership;
 mod stop;
 
 use std::sync::Arc;
@@ -13,20 +17,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::migrate_message::Body;
-use tranship_proto::v1::{
-    Cut, Drained, Freezing, Go, MigrationRole, Phase, Ready, Round, Running, Seeded, Span,
-};
+use tranship_proto::v1::{Cut, Freezing, MigrationRole, Phase, Ready, Reserve, Round, Seeded, Span};
 
 use crate::control::{Conversation, unexpected};
 use crate::convergence::{ASSUMED_FIXED, Wishes};
-use crate::deadlines::{ASK_AGAIN, DROP, IMAGES, REPLY, RESUME, SYNC};
+use crate::deadlines::{ASK_AGAIN, IMAGES, REPLY, SYNC};
 use crate::error::{ControlError, Failure, HostError, StepError};
-use crate::handoff::SourceStep;
-use crate::host::{
-    ByteStream, CommitError, DestinationSays, Event, MemoryMode, MemoryReader, Reservation, SourceHost,
-};
+use crate::handoff::{Message, SourceEvent, SourceHandoff};
+use crate::host::{ByteStream, Event, MemoryMode, MemoryReader, Reservation, SourceHost};
 use crate::rounds::Memory;
-use crate::timings::{Timings, blackout_us};
+use crate::timings::Timings;
 use crate::transport::{send_end, send_hello, send_tree};
 use crate::trees::{Tree, TreeName, TreeReport, checkpoint_digest};
 use stop::Stop;
@@ -108,32 +108,45 @@ pub struct Source {
     followed: Option<Box<dyn MemoryReader>>,
     frozen_at: Option<Instant>,
     blackout_us: u64,
+    handoff: SourceHandoff,
+    /// What the destination is asked for, until it is.
+    asked: Option<Reserve>,
+    go_at: Option<Instant>,
+    /// Why it does not go on as it should; the last of several reasons.
+    failure: Option<Failure>,
+    /// What could not be undone.
+    undo: Vec<HostError>,
+    /// What of the copy could not be removed.
+    left: Vec<HostError>,
+    /// The destination has said after the commit that it cannot run the container, or that it does not know of it.
+    hopeless: bool,
 }
 
 /// What the destination has promised, and the stream to it.
 struct Reserved {
     reservation: Reservation,
-    epoch: u64,
     stream: Box<dyn ByteStream>,
     page_streams: Vec<Box<dyn ByteStream>>,
     next_tree: u16,
 }
 
-/// Proof that the commit record is on stable storage.
-struct Committed {
-    epoch: u64,
-    digest: [u8; 32],
+/// What kept a phase from its end, and what the machine is told about it.
+struct Setback {
+    event: SourceEvent,
+    cause: StepError,
 }
 
-/// Why the way to the commit ended early.
-enum NotCommitted {
-    Failed(StepError),
-    Unknown(HostError),
-}
-
-impl<E: Into<StepError>> From<E> for NotCommitted {
+impl<E: Into<StepError>> From<E> for Setback {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        let cause = error.into();
+        let event = match &cause {
+            StepError::Cancelled => SourceEvent::Cancelled,
+            StepError::Destination { .. } => SourceEvent::Heard(Message::Failed),
+            StepError::Control(ControlError::Deadline { .. }) => SourceEvent::Overdue,
+            StepError::Control(ControlError::Lost { .. } | ControlError::Failed(_)) => SourceEvent::Lost,
+            _ => SourceEvent::Failed,
+        };
+        Self { event, cause }
     }
 }
 
@@ -164,16 +177,20 @@ impl Source {
             followed: None,
             frozen_at: None,
             blackout_us: 0,
+            handoff: SourceHandoff::default(),
+            asked: None,
+            go_at: None,
+            failure: None,
+            undo: Vec::new(),
+            left: Vec::new(),
+            hopeless: false,
         }
     }
 
     /// Plays the role to its end.
     pub async fn run(mut self) -> SourceReport {
-        let end = match self.up_to_commit().await {
-            Ok(committed) => self.after_commit(&committed).await,
-            Err(NotCommitted::Failed(cause)) => self.give_up(cause).await,
-            Err(NotCommitted::Unknown(cause)) => SourceEnd::Unknown(self.failure(cause)),
-        };
+        let setback = self.up_to_commit().await.err();
+        let end = self.follow_through(setback).await;
         let followed = self.followed.take();
         tokio::task::spawn_blocking(move || drop(followed));
         let mut spans = self.timings.spans().to_vec();
@@ -189,22 +206,22 @@ impl Source {
         }
     }
 
-    async fn up_to_commit(&mut self) -> Result<Committed, NotCommitted> {
+    async fn up_to_commit(&mut self) -> Result<(), Setback> {
         let mut reserved = self.reserve().await?;
         self.seed(&mut reserved).await?;
         self.rounds().await?;
         self.freeze().await?;
-        let digest = self.drain(&mut reserved).await?;
+        self.drain(&mut reserved).await?;
         self.hold().await?;
-        self.commit(reserved.epoch, digest).await
+        self.commit().await
     }
 
-    async fn reserve(&mut self) -> Result<Reserved, StepError> {
+    async fn reserve(&mut self) -> Result<Reserved, Setback> {
         self.enter(Phase::Reserve)?;
         let host = Arc::clone(&self.host);
         let mut reserve = tokio::select! {
             described = self.timings.measure("describe", host.describe()) => described?,
-            why = self.stop.wanted() => return Err(why),
+            why = self.stop.wanted() => return Err(why.into()),
         };
         self.memory_mode = self.host.memory_mode().await;
         reserve.page_streams = match &self.memory_mode {
@@ -219,12 +236,13 @@ impl Source {
         }
         let page_streams = reserve.page_streams;
         let epoch = reserve.next_epoch;
-        self.host.record(SourceStep::Intent).await?;
-        self.conversation.say(Body::Reserve(reserve)).await?;
+        self.asked = Some(reserve);
+        self.tell(SourceEvent::Begin { epoch }).await?;
         let reserved = match self.hear("reserved", REPLY).await? {
             Body::Reserved(reserved) => reserved,
-            other => return Err(unexpected("reserved", &other)),
+            other => return Err(unexpected("reserved", &other).into()),
         };
+        self.tell(SourceEvent::Heard(Message::Reserved)).await?;
         let reservation = Reservation {
             layers_missing: reserved.layers_missing,
             data_token: reserved.data_token,
@@ -236,7 +254,6 @@ impl Source {
         }
         Ok(Reserved {
             reservation,
-            epoch,
             stream,
             page_streams: streams,
             next_tree: 0,
@@ -276,17 +293,18 @@ impl Source {
         }
     }
 
-    async fn freeze(&mut self) -> Result<(), StepError> {
+    async fn freeze(&mut self) -> Result<(), Setback> {
         self.enter(Phase::Freeze)?;
         self.stop.forget_the_time();
-        self.host.record(SourceStep::Freezing).await?;
+        self.tell(SourceEvent::Freeze).await?;
         self.conversation.say(Body::Freezing(Freezing {})).await?;
         let host = Arc::clone(&self.host);
         self.timings.measure("settle", host.settle_network()).await?;
+        self.tell(SourceEvent::StandsStill).await?;
         self.frozen_at = Some(Instant::now());
         self.freeze_at_full_speed().await?;
         self.timings.measure("network cut", host.cut_network()).await?;
-        self.hand_over_arrivals().await
+        Ok(self.hand_over_arrivals().await?)
     }
 
     /// What is sent to the container waits at the destination from here on. What has come here since the cut goes with the
@@ -302,7 +320,7 @@ impl Source {
         Ok(self.host.gather_arrivals().await?)
     }
 
-    async fn drain(&mut self, reserved: &mut Reserved) -> Result<[u8; 32], StepError> {
+    async fn drain(&mut self, reserved: &mut Reserved) -> Result<(), Setback> {
         self.enter(Phase::Drain)?;
         let host = Arc::clone(&self.host);
         let images = self.dump().await?;
@@ -324,11 +342,7 @@ impl Source {
         send_end(&mut reserved.stream).await?;
         self.end_memory().await?;
         let digest = checkpoint_digest(&self.trees);
-        self.conversation
-            .say(Body::Drained(Drained {
-                digest: digest.to_vec(),
-            }))
-            .await?;
+        self.tell(SourceEvent::AllSent { digest }).await?;
         let began = Instant::now();
         // The destination has all it needs, and nothing it does from here on needs CRIU to be gone.
         let leave = async {
@@ -340,11 +354,11 @@ impl Source {
         left?;
         match prepared? {
             Body::Prepared(prepared) if prepared.digest == digest => {}
-            Body::Prepared(_) => return Err(StepError::Digest),
-            other => return Err(unexpected("prepared", &other)),
+            Body::Prepared(_) => return Err(StepError::Digest.into()),
+            other => return Err(unexpected("prepared", &other).into()),
         }
         self.timings.record("verified", began, began.elapsed());
-        Ok(digest)
+        self.tell(SourceEvent::Heard(Message::Prepared { digest })).await
     }
 
     async fn hold(&mut self) -> Result<(), StepError> {
@@ -358,129 +372,10 @@ impl Source {
         Ok(())
     }
 
-    /// The point of no return. Before the record the source owns the container, after it the destination does.
-    async fn commit(&mut self, epoch: u64, digest: [u8; 32]) -> Result<Committed, NotCommitted> {
+    /// The point of no return: the machine has the record written, and tells the destination to go.
+    async fn commit(&mut self) -> Result<(), Setback> {
         self.enter(Phase::Commit)?;
-        let host = Arc::clone(&self.host);
-        match self.timings.measure("commit record", host.commit(digest)).await {
-            Ok(()) => Ok(Committed { epoch, digest }),
-            Err(CommitError::NotRecorded(error)) => Err(NotCommitted::Failed(error.into())),
-            Err(CommitError::Unknown(error)) => Err(NotCommitted::Unknown(error)),
-        }
-    }
-
-    /// The destination owns the container now. Nothing below may thaw the copy.
-    async fn after_commit(&mut self, committed: &Committed) -> SourceEnd {
-        match self.resume(committed).await {
-            Ok(()) => self.clean().await,
-            Err(cause) => SourceEnd::Unknown(self.failure(cause)),
-        }
-    }
-
-    async fn resume(&mut self, committed: &Committed) -> Result<(), StepError> {
-        self.note(Phase::Resume);
-        let go_at = Instant::now();
-        let go = Go {
-            epoch: committed.epoch,
-            digest: committed.digest.to_vec(),
-        };
-        let answer = match self.conversation.say(Body::Go(go)).await {
-            Ok(()) => self.conversation.hear("running", RESUME).await,
-            Err(error) => Err(error.into()),
-        };
-        match answer {
-            Ok(Body::Running(Running {
-                spans,
-                go_to_running_us,
-                go_to_answer_us,
-            })) => {
-                let freeze_to_go = self.frozen_at.map_or(Duration::ZERO, |frozen| go_at - frozen);
-                self.blackout_us =
-                    blackout_us(freeze_to_go, go_at.elapsed(), go_to_running_us, go_to_answer_us);
-                self.timings.record("go to running", go_at, go_at.elapsed());
-                self.peer_spans.extend(spans);
-                Ok(())
-            }
-            Ok(other) => Err(unexpected("running", &other)),
-            Err(StepError::Control(lost)) => self.ask_until_it_runs(lost).await,
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The connection is gone, the destination may not be: it may have heard Go, or may ask this host's journal.
-    async fn ask_until_it_runs(&mut self, lost: ControlError) -> Result<(), StepError> {
-        let give_up_at = Instant::now() + RESUME;
-        while Instant::now() < give_up_at {
-            match self.host.ask_destination().await {
-                Ok(DestinationSays::Runs) => return Ok(()),
-                Ok(DestinationSays::Gone) => break,
-                Ok(DestinationSays::Resuming | DestinationSays::Waits) => {}
-                Err(error) => {
-                    tracing::debug!(migration_id = %self.migration, %error, "the destination does not answer")
-                }
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
-        Err(lost.into())
-    }
-
-    async fn clean(&mut self) -> SourceEnd {
-        self.note(Phase::Clean);
-        let host = Arc::clone(&self.host);
-        let removed = self.timings.measure("remove the copy", host.remove_copy()).await;
-        let staging = host.drop_staging().await;
-        let mut left: Vec<HostError> = removed.err().into_iter().chain(staging.err()).collect();
-        if left.is_empty() {
-            left.extend(host.record(SourceStep::Done).await.err());
-        }
-        SourceEnd::Done { left }
-    }
-
-    async fn give_up(&mut self, cause: StepError) -> SourceEnd {
-        let cause = self.peers_own_words(cause).await;
-        let failure = self.failure(cause);
-        self.conversation.abort(crate::error::chain(&failure)).await;
-        if let Some(memory) = self.memory.take() {
-            self.rounds = memory.rounds().to_vec();
-        }
-        let slow = self.full_speed().await;
-        let (step, mut undo) = match self.frozen_at {
-            None => (SourceStep::Aborted, Vec::new()),
-            Some(_) => (SourceStep::RolledBack, self.undo_freeze().await),
-        };
-        undo.extend(slow.err());
-        undo.extend(self.host.drop_staging().await.err());
-        if undo.is_empty() {
-            undo.extend(self.host.record(step).await.err());
-        }
-        self.await_drop(&failure.cause).await;
-        match step {
-            SourceStep::RolledBack => SourceEnd::RolledBack { failure, undo },
-            _ => SourceEnd::Failed { failure, undo },
-        }
-    }
-
-    /// Network first, so that the first instruction finds it there.
-    async fn undo_freeze(&mut self) -> Vec<HostError> {
-        let host = Arc::clone(&self.host);
-        let network = self
-            .timings
-            .measure("mend the network", host.mend_network())
-            .await;
-        let thaw = self.timings.measure("thaw", host.thaw()).await;
-        network.err().into_iter().chain(thaw.err()).collect()
-    }
-
-    /// The destination drops what it has, and says so: whoever looks there after this migration has ended finds nothing. It
-    /// is not waited for long, since nothing here depends on it.
-    async fn await_drop(&mut self, cause: &StepError) {
-        if matches!(cause, StepError::Destination { .. }) {
-            return;
-        }
-        let dropped = async { while self.conversation.hear("that all was dropped", DROP).await.is_ok() {} };
-        if tokio::time::timeout(DROP, dropped).await.is_err() {
-            tracing::warn!(migration_id = %self.migration, "the destination has not said that it has dropped what it had");
-        }
+        self.tell(SourceEvent::Heard(Message::Ready)).await
     }
 
     /// A broken stream is often only the shadow of something the destination has a better name for.

@@ -20,10 +20,10 @@ use tranship_migrate::control::{Control, Conversation};
 use tranship_migrate::convergence::{OnTimeout, Wishes};
 use tranship_migrate::destination::{Destination, DestinationEnd, DestinationReport};
 use tranship_migrate::error::{ControlError, HostError};
-use tranship_migrate::handoff::{DestinationStep, SourceStep, Verdict, verdict};
+use tranship_migrate::handoff::{DestinationStep, Inspection, SourceStep, Verdict, verdict};
 use tranship_migrate::host::{
     AcceptedStream, ByteStream, CommitError, DestinationHost, DestinationSays, DumpedImages, Event,
-    HeldRestore, MemoryMode, MemoryReader, Reservation, SourceHost, Stage,
+    HeldRestore, MemoryMode, MemoryReader, Reservation, ReserveError, SourceHost, Stage,
 };
 use tranship_migrate::source::{Plan, Source, SourceEnd, SourceReport};
 use tranship_migrate::transport::{PageKeeper, TreeSink};
@@ -49,6 +49,8 @@ struct World {
     slowed: bool,
     secured: bool,
     fail: Option<&'static str>,
+    /// After so many times it does not fail any more.
+    fail_times: usize,
     calls: Vec<&'static str>,
 }
 
@@ -59,7 +61,8 @@ impl Shared {
     fn enter(&self, call: &'static str) -> Result<(), HostError> {
         let mut world = self.0.lock().unwrap();
         world.calls.push(call);
-        if world.fail == Some(call) {
+        if world.fail == Some(call) && world.fail_times > 0 {
+            world.fail_times -= 1;
             Err(HostError::new(call, "told to fail"))
         } else {
             Ok(())
@@ -310,7 +313,8 @@ impl HeldRestore for Held {
 
 #[async_trait]
 impl DestinationHost for SimulatedDestination {
-    async fn reserve(&self, _reserve: &Reserve) -> Result<Reservation, HostError> {
+    async fn reserve(&self, _reserve: &Reserve) -> Result<Reservation, ReserveError> {
+        self.world.enter("admit").map_err(ReserveError::Refused)?;
         self.world.enter("reserve")?;
         let layer = format!("sha256:{}", "cd".repeat(32));
         Ok(Reservation {
@@ -386,6 +390,7 @@ impl DestinationHost for SimulatedDestination {
             DestinationStep::Prepared => "record prepared",
             DestinationStep::Ready => "record ready",
             DestinationStep::Resuming => "record resuming",
+            DestinationStep::Running => "record running",
             _ => return Ok(()),
         };
         self.world.enter(call)
@@ -413,7 +418,7 @@ impl DestinationHost for SimulatedDestination {
     }
 
     async fn adopt(&self) -> Result<(), HostError> {
-        Ok(())
+        self.world.enter("adopt")
     }
 
     async fn drop_staging(&self) -> Result<(), HostError> {
@@ -426,6 +431,14 @@ impl DestinationHost for SimulatedDestination {
             world.destination_holds = false;
         });
         Ok(())
+    }
+
+    async fn inspect(&self) -> Result<Inspection, HostError> {
+        self.world.enter("inspect")?;
+        Ok(self.world.with(|world| match world.destination_runs {
+            true => Inspection::Runs,
+            false => Inspection::NeverReleased,
+        }))
     }
 
     async fn ask_source(&self) -> Result<Verdict, HostError> {
@@ -506,6 +519,7 @@ async fn answer(
 async fn migrate(fail: Option<&'static str>, cut_before: Option<&'static str>, cancel: bool) -> Outcome {
     let world = World {
         fail,
+        fail_times: usize::MAX,
         ..World::default()
     };
     migrate_in(world, cut_before, cancel).await
@@ -764,6 +778,42 @@ async fn a_commit_nobody_knows_of_keeps_the_copy_frozen() {
         outcome.source.end
     );
     assert!(!outcome.world.with(|world| world.source_runs));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_written_after_the_commit_is_tried_again() {
+    for point in ["record resuming", "adopt", "record running"] {
+        let world = World {
+            fail: Some(point),
+            fail_times: 2,
+            ..World::default()
+        };
+        let outcome = migrate_in(world, None, false).await;
+        assert!(
+            matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()),
+            "{point}: {:?}",
+            outcome.source.end
+        );
+        assert_one_owner(&outcome, point);
+        let released = |calls: &Vec<&str>| calls.iter().filter(|call| **call == "release").count();
+        assert_eq!(outcome.world.with(|world| released(&world.calls)), 1, "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_is_not_let_in_leaves_what_is_there_alone() {
+    let outcome = migrate(Some("admit"), None, false).await;
+    assert!(
+        matches!(&outcome.source.end, SourceEnd::Failed { .. }),
+        "{:?}",
+        outcome.source.end
+    );
+    let destination = outcome.destination.unwrap();
+    assert!(matches!(destination.end, DestinationEnd::Dropped { .. }));
+    outcome.world.with(|world| {
+        assert!(world.source_runs && !world.destination_dropped);
+        assert_eq!(world.destination_journal, [DestinationStep::Dropped]);
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

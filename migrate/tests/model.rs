@@ -117,6 +117,7 @@ fn whatever_fails_one_host_runs_the_container_and_nothing_acknowledged_is_lost()
         ("a second migration to another host", ELSEWHERE, NONE),
         ("there and back, a daemon dies", BACK, crash),
         ("on to a third host, a link is cut", CHAIN, cut),
+        ("two containers that meet", CROSSED, NONE),
     ]);
 }
 
@@ -191,14 +192,14 @@ fn the_same_with_more_faults_at_once() {
     ]);
 }
 
-/// The model finds what is wrong when `flaw` is built in: says what, and how short the way to it is.
+/// The model finds what is wrong when `flaw` is built in: says what, and how long the way to it was.
 fn finds(flaw: Flaw, moves: &[Move], faults: Faults, wrong: &'static str) {
     let model = Handoffs::new(moves, faults).with(flaw);
     let checker = model
         .checker()
         .threads(2)
         .finish_when(HasDiscoveries::AllOf([wrong].into()));
-    let checker = checker.spawn_bfs().join();
+    let checker = checker.spawn_dfs().join();
     let found = checker.discoveries();
     let names: Vec<_> = found.keys().copied().collect();
     assert!(

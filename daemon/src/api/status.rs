@@ -58,7 +58,7 @@ impl Coded for ContainerError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound(_) | Self::NoImage(_) | Self::ImageName(NameError::Unknown(_)) => Code::NotFound,
-            Self::NameTaken(_) | Self::AlreadyHere(_) => Code::AlreadyExists,
+            Self::NameTaken(_) | Self::AlreadyHere(_) | Self::OnItsWay(_) => Code::AlreadyExists,
             Self::Ambiguous { .. }
             | Self::Spec(_)
             | Self::Driver(_)

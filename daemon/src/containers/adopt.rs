@@ -13,6 +13,7 @@
 
 use std::path::PathBuf;
 
+use tranship_migrate::handoff::{Refusal, Stay, admit};
 use tranship_proto::ids::{ContainerId, Digest, Name};
 use tranship_proto::v1::{self, ContainerState, Image, VolumeSource};
 
@@ -26,35 +27,39 @@ use crate::registry::ContainerRecord;
 
 impl Containers {
     /// Takes the name and the id of a container that comes from another host, under the epoch that it will have here.
+    /// `on_its_way` says that another migration that brings it here is not at its end.
     ///
     /// # Errors
-    /// The name or the container is here already, this host has seen a later epoch of it, or the description is one
-    /// that this host would not make itself.
+    /// It is not let in ([`admit`]), its name is taken, or the description is one that this host would not make itself. Nothing has
+    /// been taken then.
     pub async fn reserve_incoming(
         &self,
         container: &v1::Container,
         next_epoch: u64,
+        on_its_way: bool,
     ) -> Result<ContainerRecord, ContainerError> {
         let record = self.incoming(container, next_epoch)?;
         let _held = self.shared.locks.hold(&record.id).await?;
         let containers = self.registry().containers();
-        if let Some(known) = containers.get(&record.id).await? {
-            let same = known.state == ContainerState::Receiving && known.epoch == next_epoch;
-            return if same {
-                Ok(known)
-            } else {
-                Err(ContainerError::AlreadyHere(known.name.to_string()))
-            };
+        let known = containers.get(&record.id).await?;
+        let here = known.as_ref().map(|known| match known.state {
+            ContainerState::Receiving => Stay::Arriving { epoch: known.epoch },
+            _ => Stay::Own { epoch: known.epoch },
+        });
+        let tombstone = containers.tombstone(&record.id).await?;
+        let buried = tombstone.map(|tombstone| tombstone.epoch);
+        let name = || record.name.to_string();
+        match admit(here, on_its_way, buried, next_epoch) {
+            Ok(()) => {}
+            Err(Refusal::Here) => return Err(ContainerError::AlreadyHere(name())),
+            Err(Refusal::OnItsWay) => return Err(ContainerError::OnItsWay(name())),
+            Err(Refusal::OldEpoch { seen }) => {
+                let (name, epoch) = (name(), next_epoch);
+                return Err(ContainerError::OldEpoch { name, epoch, seen });
+            }
         }
-        if let Some(tombstone) = containers.tombstone(&record.id).await?
-            && tombstone.epoch >= next_epoch
-        {
-            let name = record.name.to_string();
-            return Err(ContainerError::OldEpoch {
-                name,
-                epoch: next_epoch,
-                seen: tombstone.epoch,
-            });
+        if let Some(known) = known {
+            return Ok(known);
         }
         match containers.insert(record.clone()).await {
             Err(error) if error.is_exists() => Err(ContainerError::NameTaken(record.name.to_string())),

@@ -41,6 +41,9 @@ pub enum ContainerError {
     /// The container is here already.
     #[error("container {0} is on this host already")]
     AlreadyHere(String),
+    /// Another migration of the container to this host is not at its end.
+    #[error("container {0} is on its way to this host by another migration")]
+    OnItsWay(String),
     /// Something else is going on with the container.
     #[error(
         "container {id} is busy with something else, and still was after {waited_s} s; nothing was changed"

@@ -13,6 +13,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tranship_migrate::handoff::is_handed_over;
 use tranship_proto::ids::ContainerId;
 use tranship_proto::v1::{ContainerState, Image};
 use tranship_storage_drivers::driver::StorageDriver;
@@ -157,7 +158,7 @@ impl Containers {
         let Some(record) = self.registry().containers().get(id).await? else {
             return Ok(());
         };
-        if record.epoch >= epoch {
+        if !is_handed_over(record.epoch, epoch) {
             return Ok(());
         }
         let leftovers = self.dismantle(&record).await;

@@ -11,12 +11,16 @@ use tokio::time::Instant;
 use tranship_checkpoint::criu::{Discard, Relay, discard, remove_ghosts, was_released};
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
-use tranship_migrate::handoff::{DestinationStep, Verdict};
-use tranship_migrate::host::{AcceptedStream, DestinationHost, Event, HeldRestore, Reservation, Stage};
+use tranship_migrate::handoff::{DestinationStep, Inspection, Verdict};
+use tranship_migrate::host::{
+    AcceptedStream, DestinationHost, Event, HeldRestore, Reservation, ReserveError, Stage,
+};
 use tranship_migrate::transport::{PageKeeper, TreeSink};
 use tranship_migrate::trees::TreeName;
 use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
-use tranship_proto::v1::{Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby};
+use tranship_proto::v1::{
+    ContainerState, Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby,
+};
 
 use super::conductor::Shared;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
@@ -97,12 +101,6 @@ impl LocalDestination {
             attachment: Mutex::default(),
             pid: Mutex::default(),
         })
-    }
-
-    /// Which container it is about.
-    #[must_use]
-    pub fn container(&self) -> &ContainerId {
-        &self.container
     }
 
     fn staging(&self) -> PathBuf {
@@ -231,9 +229,19 @@ impl LocalDestination {
         removed.map(drop).map_err(|error| failed(error.into()))
     }
 
+    /// Whether the daemon before has registered the container as this host's own. It may have gone on since.
+    async fn was_adopted(&self) -> Result<bool, HostError> {
+        let failed = |error| HostError::new("find the container", error);
+        let containers = self.shared.registry().containers();
+        let here = containers.get(&self.container).await.map_err(failed)?;
+        let own = here.filter(|record| record.state != ContainerState::Receiving);
+        let gone = containers.tombstone(&self.container).await.map_err(failed)?;
+        let epoch = self.reserve.next_epoch;
+        Ok(own.is_some_and(|record| record.epoch >= epoch) || gone.is_some_and(|tomb| tomb.epoch >= epoch))
+    }
+
     /// Whether the restored tasks have run, or may have. Only final when nothing of the restore is left.
-    #[must_use]
-    pub fn was_released(&self) -> bool {
+    fn was_released(&self) -> bool {
         was_released(&self.work())
     }
 
@@ -250,10 +258,7 @@ impl LocalDestination {
     }
 
     /// The container runs already, as this process; whether it is on its network yet is not known.
-    ///
-    /// # Errors
-    /// What it is to be connected with cannot be looked for.
-    pub async fn found_running(&self, pid: i32) -> Result<(), HostError> {
+    async fn found_running(&self, pid: i32) -> Result<(), HostError> {
         let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
         let networks = self.shared.networks();
         let found = networks
@@ -329,14 +334,15 @@ impl LocalDestination {
 
 #[async_trait]
 impl DestinationHost for LocalDestination {
-    async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, HostError> {
-        let failed = |error| HostError::new("reserve the container", error);
+    async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, ReserveError> {
         let container = reserve.container.clone().unwrap_or_default();
+        let on_its_way = self.shared.on_its_way(&self.container, self.migration).await;
+        let on_its_way = on_its_way.map_err(ReserveError::Refused)?;
         self.shared
             .containers
-            .reserve_incoming(&container, reserve.next_epoch)
+            .reserve_incoming(&container, reserve.next_epoch, on_its_way)
             .await
-            .map_err(failed)?;
+            .map_err(|error| ReserveError::Refused(HostError::new("reserve the container", error)))?;
         let missing = self.missing_layers().await?;
         self.make_places(&missing).await?;
         let (streams, data_token) = self.expect_streams()?;
@@ -517,6 +523,25 @@ impl DestinationHost for LocalDestination {
         dropped
             .map_err(|error| HostError::new("remove what was received", error))
             .and(staging)
+    }
+
+    async fn inspect(&self) -> Result<Inspection, HostError> {
+        if self.was_adopted().await? {
+            return Ok(Inspection::WasAdopted);
+        }
+        let Some(pid) = self.shared.running(&self.container).await else {
+            // Whoever could still let the tasks go ends by this.
+            self.clear_killed_restore().await?;
+            return Ok(if self.was_released() {
+                Inspection::MayHaveRun
+            } else {
+                Inspection::NeverReleased
+            });
+        };
+        self.found_running(pid).await?;
+        // The daemon before may have ended between the release and this.
+        self.plug_network().await?;
+        Ok(Inspection::Runs)
     }
 
     async fn ask_source(&self) -> Result<Verdict, HostError> {

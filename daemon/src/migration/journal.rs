@@ -58,16 +58,23 @@ impl Journal {
         Ok(())
     }
 
-    /// The newest step, if there is one.
+    /// The words of every step, in order.
+    ///
+    /// # Errors
+    /// The database cannot be read, or holds a word this version does not know.
+    pub async fn words<S: DeserializeOwned>(&self) -> Result<Vec<S>, JournalError> {
+        let steps = self.steps().await?.into_iter();
+        let words = steps.map(|step| serde_json::from_value(serde_json::Value::String(step.step)));
+        Ok(words.collect::<Result<_, _>>()?)
+    }
+
+    /// The newest step, if there is one. What a source's journal says is not decided by the newest alone
+    /// ([`deciding`](tranship_migrate::handoff::SourceStep::deciding)).
     ///
     /// # Errors
     /// The database cannot be read, or holds a word this version does not know.
     pub async fn newest<S: DeserializeOwned>(&self) -> Result<Option<S>, JournalError> {
-        let steps = self.steps().await?;
-        let newest = steps
-            .last()
-            .map(|step| serde_json::Value::String(step.step.clone()));
-        Ok(newest.map(serde_json::from_value).transpose()?)
+        Ok(self.words().await?.pop())
     }
 
     /// The epoch that the migration is about; 0 while nothing is on record.

@@ -4,7 +4,7 @@
 //! must know before anything is touched, [`source_host`] and [`destination_host`] do what the roles ask for, [`standby`] is a restore that
 //! waits for its images, [`sink`] is where received trees go, [`memory`] both ends of a container's memory, [`cpu`] slows a container down, [`log`] takes a container's log along,
 //! [`control`] carries their messages, [`service`] answers other hosts, [`recover`] finishes what a daemon before this one
-//! left, [`plan`] is what was asked for and what is known beforehand, [`board`] shows what is under way, [`outcome`] says it in words.
+//! left, [`settle`] the source's part of it, [`plan`] is what was asked for and what is known beforehand, [`board`] shows what is under way, [`outcome`] says it in words.
 
 pub mod board;
 pub mod conductor;
@@ -20,6 +20,7 @@ mod plan;
 mod preflight;
 mod recover;
 mod service;
+mod settle;
 mod sink;
 mod source_host;
 mod standby;

@@ -1,36 +1,25 @@
 //! Finishes what a daemon before this one has left. Everything here may be repeated: a daemon that dies in the middle
 //! of it begins again at the next start.
 //!
-//! The journal decides ([`tranship_migrate::handoff`]). A source that has not committed rolls back; one that has keeps
-//! the copy frozen until the destination says that its own runs. A destination that was not ready drops everything; one
-//! that was asks the source, and restores again from the images that are here if the source has committed.
+//! The journal decides, by the rules of [`tranship_migrate::handoff`]: what this daemon does about a source is in
+//! [`super::settle`], a destination plays its role on from its journal ([`run_from_journal`]).
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use tranship_checkpoint::freeze::Freezer;
-use tranship_migrate::deadlines::{ASK_AGAIN, REPLY};
-use tranship_migrate::destination::{DestinationEnd, run_from_ready};
+use tranship_migrate::deadlines::ASK_AGAIN;
+use tranship_migrate::destination::{DestinationEnd, run_from_journal};
 use tranship_migrate::error::{HostError, chain};
-use tranship_migrate::handoff::{
-    DestinationRecovery, DestinationStep, SourceRecovery, SourceStep, recover_destination, recover_source,
-};
-use tranship_migrate::host::{DestinationHost, DestinationSays};
+use tranship_migrate::handoff::{DestinationEffect, DestinationHandoff, DestinationStep};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole, Phase, Reserve};
 
 use super::conductor::Conductor;
-use super::cpu::full_speed;
 use super::destination_host::LocalDestination;
 use super::held::remove_staging;
 use super::journal::Journal;
-use super::source_host::DUMP_DIR;
+use super::settle::Settling;
 use crate::clock::now_ms;
-use crate::containers::VolumeFate;
 use crate::registry::MigrationRecord;
-
-/// Between two looks at whether a CRIU of the daemon before has left the tasks.
-const CRIU_LEAVES: Duration = Duration::from_millis(50);
 
 impl Conductor {
     /// Takes every unfinished migration up. What needs the peer goes on in the background.
@@ -50,12 +39,18 @@ impl Conductor {
         Ok(())
     }
 
-    /// The records without an end, and the last one of each container that is still marked as on its way: a handoff
-    /// that is done may have left a copy.
+    /// The records without an end, those of destinations whose journal has none, and the last one of each container that is
+    /// still marked as on its way: a handoff that is done may have left a copy.
     async fn unfinished(&self) -> Result<Vec<MigrationRecord>, HostError> {
         let failed = |error| HostError::new("read the migrations", error);
         let migrations = self.shared.registry().migrations();
         let mut found = migrations.unfinished().await.map_err(failed)?;
+        for over in migrations.list().await.map_err(failed)? {
+            let known = found.iter().any(|known| known.migration.id == over.migration.id);
+            if !known && self.never_ended(&over.migration).await? {
+                found.push(over);
+            }
+        }
         let containers = self.shared.containers.list().await;
         for container in containers.map_err(|error| HostError::new("read the containers", error))? {
             if !matches!(
@@ -76,221 +71,160 @@ impl Conductor {
         Ok(found)
     }
 
+    /// Its role had ended, but could not record that: as long as that is missing nothing else of the container is let in.
+    async fn never_ended(&self, record: &Migration) -> Result<bool, HostError> {
+        if record.role() != MigrationRole::Destination {
+            return Ok(false);
+        }
+        let (id, _) = ids(record)?;
+        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
+        let newest = journal.newest::<DestinationStep>().await;
+        let newest = newest.map_err(|error| HostError::new("read the journal", error))?;
+        Ok(newest.is_some_and(|step| !step.is_last()))
+    }
+
     async fn recover_source(&self, record: Migration) -> Result<(), HostError> {
         let (id, container) = ids(&record)?;
-        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Source);
-        let newest = journal
-            .newest::<SourceStep>()
-            .await
-            .map_err(|error| HostError::new("read the journal", error))?;
-        let rule = newest.map_or(SourceRecovery::Abort, recover_source);
-        tracing::info!(migration_id = %id, role = "source", container = record.container_name, ?newest, ?rule, "taking up a migration");
-        match rule {
-            SourceRecovery::Complete => {
-                let failed = |error| HostError::new("mark the container as in doubt", error);
-                self.shared.containers.doubt(&container).await.map_err(failed)?;
-                let destination = host_name(&record.destination)?;
-                self.decide_later(id, container, destination);
-                return Ok(());
+        let destination = host_name(&record.destination)?;
+        let superseded = self.is_superseded(id, &container).await?;
+        let what = (id, container.clone(), destination.clone());
+        let settling = Settling::after_restart(self, what, record, superseded).await?;
+        if settling.outcome().is_some() {
+            if !superseded {
+                self.release(&container).await;
+                remove_staging(self.shared.paths.migration(&id)).await?;
             }
-            SourceRecovery::RollBack => self.roll_back(id, &container).await?,
-            SourceRecovery::Abort => self.undo_slow_down(&container).await?,
-            SourceRecovery::Nothing => {}
+            settling.close().await;
+            return Ok(());
         }
-        self.release(&container).await;
-        remove_staging(self.shared.paths.migration(&id)).await?;
-        let step = if rule == SourceRecovery::RollBack {
-            SourceStep::RolledBack
-        } else {
-            SourceStep::Aborted
-        };
-        if matches!(rule, SourceRecovery::RollBack | SourceRecovery::Abort) {
-            let failed = |error| HostError::new("write the journal", error);
-            let epoch = journal.epoch().await.map_err(failed)?;
-            journal
-                .append(step, epoch, serde_json::Value::Null)
-                .await
-                .map_err(failed)?;
-        }
-        self.close_recovered(id, record, newest).await;
+        let failed = |error| HostError::new("mark the container as in doubt", error);
+        self.shared.containers.doubt(&container).await.map_err(failed)?;
+        self.decide_later(id, container, destination);
         Ok(())
     }
 
-    /// The daemon before may have ended in the middle of the rounds.
-    async fn undo_slow_down(&self, container: &ContainerId) -> Result<(), HostError> {
-        let containers = &self.shared.containers;
-        let record = containers.record(container).await;
-        let record = record.map_err(|error| HostError::new("find the container", error))?;
-        full_speed(&containers.paths(container).cgroup, record.spec.nano_cpus)
-    }
-
-    /// Network first, so that the first instruction finds it there.
-    async fn roll_back(&self, id: MigrationId, container: &ContainerId) -> Result<(), HostError> {
-        let shared = &self.shared;
-        let record = shared.containers.record(container).await;
-        let record = record.map_err(|error| HostError::new("find the container", error))?;
-        if let Some(attachment) = shared.attachment_of(&record).await? {
-            let plugged = shared.networks().plug(&attachment).await;
-            plugged.map_err(|error| HostError::new("give the network back", error))?;
-        }
-        let cgroup = shared.containers.paths(container).cgroup;
-        let Ok(freezer) = Freezer::of_cgroup(&cgroup) else {
-            return Ok(());
-        };
-        full_speed(&cgroup, record.spec.nano_cpus)?;
-        let work_dir = shared.paths.migration(&id).join(DUMP_DIR);
-        // A CRIU of the daemon before gives up by itself, and may need a moment to leave the tasks.
-        let give_up_at = tokio::time::Instant::now() + REPLY;
-        loop {
-            match shared.thaw(&freezer, &cgroup, container, &work_dir) {
-                Err(error) if tokio::time::Instant::now() < give_up_at => {
-                    tracing::debug!(%container, error = %chain(&error), "the container cannot be thawed yet");
-                }
-                thawed => return thawed,
-            }
-            tokio::time::sleep(CRIU_LEAVES).await;
-        }
-    }
-
-    async fn close_recovered(&self, id: MigrationId, mut record: Migration, newest: Option<SourceStep>) {
-        let (outcome, error) = match newest {
-            Some(SourceStep::Done) => (MigrationOutcome::Done, String::new()),
-            Some(SourceStep::Freezing | SourceStep::RolledBack) => {
-                (MigrationOutcome::RolledBack, "transhipd was restarted".to_owned())
-            }
-            _ => (MigrationOutcome::Failed, "transhipd was restarted".to_owned()),
-        };
-        record.set_outcome(outcome);
-        record.set_phase(match newest {
-            None => Phase::Preflight,
-            Some(SourceStep::Intent | SourceStep::Aborted) => Phase::Reserve,
-            Some(SourceStep::Freezing | SourceStep::RolledBack) => Phase::Freeze,
-            Some(SourceStep::Committed | SourceStep::Done) => Phase::Clean,
+    /// Whether another migration of the container has begun here since.
+    async fn is_superseded(&self, id: MigrationId, container: &ContainerId) -> Result<bool, HostError> {
+        let migrations = self.shared.registry().migrations();
+        let failed = |error| HostError::new("read the container's migrations", error);
+        let all = migrations.of_container(container).await.map_err(failed)?;
+        let known = id.to_string();
+        let later = all.iter().skip_while(|other| {
+            other.migration.id != known || other.migration.role() != MigrationRole::Source
         });
-        record.error = error;
-        record.advice = format!("container {} runs at {}", record.container_name, record.source);
-        record.finished_ms = now_ms();
-        self.shared.close(id, record).await;
+        for other in later.skip(1).map(|other| &other.migration) {
+            let (other_id, _) = ids(other)?;
+            if other.role() == MigrationRole::Source
+                && !migrations
+                    .steps(other_id, MigrationRole::Source)
+                    .await
+                    .map_err(failed)?
+                    .is_empty()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    /// The commit is on record, or may be. The copy stays frozen until the destination's journal says what became of it.
+    /// The commit is on record, or may be. The copy stays frozen until the destination's journal says what became of it, or this
+    /// host's own that it was never written.
     pub(super) fn decide_later(&self, id: MigrationId, container: ContainerId, destination: Name) {
         let conductor = self.clone();
         tokio::spawn(async move {
-            loop {
-                match conductor.decide(id, &container, &destination).await {
-                    Ok(true) => return,
-                    Ok(false) => {}
-                    Err(error) => {
-                        tracing::debug!(migration_id = %id, error = %chain(&error), "the handoff is still in doubt");
-                    }
-                }
+            let what = (id, container, destination);
+            while let Err(error) = conductor.decide(what.clone()).await {
+                tracing::debug!(migration_id = %id, error = %chain(&error), "the handoff is still in doubt");
                 tokio::time::sleep(ASK_AGAIN).await;
             }
         });
     }
 
-    async fn decide(
-        &self,
-        id: MigrationId,
-        container: &ContainerId,
-        destination: &Name,
-    ) -> Result<bool, HostError> {
-        let shared = &self.shared;
-        let journal = Journal::new(shared.registry().clone(), id, MigrationRole::Source);
-        let newest = journal
-            .newest::<SourceStep>()
-            .await
-            .map_err(|error| HostError::new("read the journal", error))?;
-        let stored = shared
-            .registry()
-            .migrations()
-            .get(id, MigrationRole::Source)
-            .await;
+    async fn decide(&self, what: (MigrationId, ContainerId, Name)) -> Result<(), HostError> {
+        let migrations = self.shared.registry().migrations();
+        let stored = migrations.get(what.0, MigrationRole::Source).await;
         let stored = stored.map_err(|error| HostError::new("read the migration", error))?;
-        let Some(mut record) = stored.map(|stored| stored.migration) else {
-            return Ok(true);
+        let Some(record) = stored.map(|stored| stored.migration) else {
+            return Ok(());
         };
-        // The journal decides, not the record, which may lag.
-        record.epoch = journal
-            .epoch()
-            .await
-            .map_err(|error| HostError::new("read the journal", error))?;
-        if newest != Some(SourceStep::Committed) {
-            // The record that decides was never written: the container is still this host's.
-            self.recover_source(record).await?;
-            return Ok(true);
-        }
-        if shared.ask_destination(id, destination).await? != DestinationSays::Runs {
-            return Ok(false);
-        }
-        let moved = shared
-            .containers
-            .moved(container, destination.as_str(), record.epoch, VolumeFate::Remove)
-            .await;
-        moved.map_err(|error| HostError::new("remove the moved container's copy", error))?;
-        remove_staging(shared.paths.migration(&id)).await?;
-        let written = journal
-            .append(SourceStep::Done, record.epoch, serde_json::Value::Null)
-            .await;
-        written.map_err(|error| HostError::new("write the journal", error))?;
-        record.set_outcome(MigrationOutcome::Done);
-        record.set_phase(Phase::Clean);
-        record.error.clear();
-        record.advice = format!("container {} runs at {destination}", record.container_name);
-        record.finished_ms = now_ms();
-        tracing::info!(migration_id = %id, role = "source", container = record.container_name, "the handoff is decided: the destination has it");
-        shared.close(id, record).await;
-        Ok(true)
+        let mut settling = Settling::in_doubt(self, what, record).await?;
+        settling.settle().await?;
+        settling.close().await;
+        Ok(())
     }
 
     async fn recover_destination(&self, record: Migration) -> Result<(), HostError> {
         let (id, container) = ids(&record)?;
         let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
-        let steps = journal
-            .steps()
-            .await
-            .map_err(|error| HostError::new("read the journal", error))?;
-        let newest = journal.newest::<DestinationStep>().await;
-        let newest = newest.map_err(|error| HostError::new("read the journal", error))?;
-        let rule = newest.map_or(DestinationRecovery::Drop, recover_destination);
-        tracing::info!(migration_id = %id, role = "destination", container = record.container_name, ?newest, ?rule, "taking up a migration");
-        let data = steps
-            .first()
-            .map(|step| step.data["reserve"].clone())
-            .unwrap_or_default();
-        let host = serde_json::from_value::<Reserve>(data).ok().map(|reserve| {
-            LocalDestination::new(Arc::clone(&self.shared), id, host_name(&record.source)?, &reserve)
-                .map(|host| (Arc::new(host), reserve))
-        });
-        let Some((host, reserve)) = host.transpose()? else {
-            return self.drop_received(id, &container, record).await;
+        let failed = |error| HostError::new("read the journal", error);
+        let steps = journal.steps().await.map_err(failed)?;
+        let newest = journal.newest::<DestinationStep>().await.map_err(failed)?;
+        let taken = self.shared.on_its_way(&container, id).await?;
+        tracing::info!(migration_id = %id, role = "destination", container = record.container_name, ?newest, "taking up a migration");
+        let data = steps.first().map(|step| step.data["reserve"].clone());
+        let Ok(reserve) = serde_json::from_value::<Reserve>(data.unwrap_or_default()) else {
+            return self.drop_received(id, &container, (record, newest, taken)).await;
         };
-        match rule {
-            DestinationRecovery::Drop => self.drop_received(id, &container, record).await,
-            DestinationRecovery::AskSource => {
-                self.ask_and_restore(id, record, host, &reserve);
-                Ok(())
+        let source = host_name(&record.source)?;
+        let host = Arc::new(LocalDestination::new(
+            Arc::clone(&self.shared),
+            id,
+            source,
+            &reserve,
+        )?);
+        // What asks the source, or waits for tasks to be seen, keeps nobody else waiting.
+        if matches!(newest, Some(DestinationStep::Ready | DestinationStep::Resuming)) {
+            let conductor = self.clone();
+            let _cancelled = self.shared.board.post(id, record.clone());
+            tokio::spawn(async move { conductor.go_on(id, record, (host, reserve, newest)).await });
+            return Ok(());
+        }
+        let end = run_from_journal(id, host, reserve, newest, taken).await;
+        self.close_destination(id, record, end).await;
+        Ok(())
+    }
+
+    /// The tasks that were held ended with the daemon before; the images are still here.
+    async fn go_on(
+        &self,
+        id: MigrationId,
+        record: Migration,
+        (host, reserve, newest): (Arc<LocalDestination>, Reserve, Option<DestinationStep>),
+    ) {
+        if newest == Some(DestinationStep::Ready)
+            && let Err(error) = host.clear_killed_restore().await
+        {
+            // The images are kept: the next start tries again.
+            tracing::error!(migration_id = %id, error = %chain(&error), "the container cannot be restored again yet");
+            self.shared.board.take(id);
+            return;
+        }
+        let end = run_from_journal(id, host, reserve, newest, false).await;
+        self.close_destination(id, record, end).await;
+    }
+
+    async fn close_destination(&self, id: MigrationId, record: Migration, end: DestinationEnd) {
+        match end {
+            DestinationEnd::Runs => self.close_received(id, record, true, String::new()).await,
+            DestinationEnd::Dropped { failure, .. } => {
+                self.close_received(id, record, false, chain(&failure)).await;
             }
-            DestinationRecovery::Inspect => self.inspect(id, record, host, &reserve).await,
-            DestinationRecovery::Nothing => {
-                // The daemon before may have ended between its last record and this.
-                host.drop_staging().await?;
-                let runs = newest == Some(DestinationStep::Running);
-                self.close_received(id, record, runs, String::new()).await;
-                Ok(())
-            }
+            DestinationEnd::Lost(failure) => self.close_lost(id, record, chain(&failure)).await,
         }
     }
 
+    /// Nothing is on record of what was to be received, so that no role can be played.
     async fn drop_received(
         &self,
         id: MigrationId,
         container: &ContainerId,
-        record: Migration,
+        (record, newest, taken): (Migration, Option<DestinationStep>, bool),
     ) -> Result<(), HostError> {
-        let dropped = self.shared.containers.drop_incoming(container).await;
-        dropped.map_err(|error| HostError::new("remove what was received", error))?;
+        let (_, effects) = DestinationHandoff::recover(record.epoch, newest, taken);
+        if effects.contains(&DestinationEffect::DropAll) {
+            let dropped = self.shared.containers.drop_incoming(container).await;
+            dropped.map_err(|error| HostError::new("remove what was received", error))?;
+        }
         remove_staging(self.shared.paths.migration(&id)).await?;
         let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
         let written = journal
@@ -299,63 +233,6 @@ impl Conductor {
         written.map_err(|error| HostError::new("write the journal", error))?;
         self.close_received(id, record, false, "transhipd was restarted".to_owned())
             .await;
-        Ok(())
-    }
-
-    /// The tasks that were held ended with the daemon before; the images are still here.
-    fn ask_and_restore(
-        &self,
-        id: MigrationId,
-        record: Migration,
-        host: Arc<LocalDestination>,
-        reserve: &Reserve,
-    ) {
-        let (conductor, reserve) = (self.clone(), reserve.clone());
-        let _cancelled = self.shared.board.post(id, record.clone());
-        tokio::spawn(async move {
-            if let Err(error) = host.clear_killed_restore().await {
-                // The images are kept: the next start tries again.
-                tracing::error!(migration_id = %id, error = %chain(&error), "the container cannot be restored again yet");
-                conductor.shared.board.take(id);
-                return;
-            }
-            match run_from_ready(id, host, &reserve).await {
-                DestinationEnd::Runs => conductor.close_received(id, record, true, String::new()).await,
-                DestinationEnd::Dropped { failure, .. } => {
-                    conductor.close_received(id, record, false, chain(&failure)).await;
-                }
-                DestinationEnd::Lost(failure) => conductor.close_lost(id, record, chain(&failure)).await,
-            }
-        });
-    }
-
-    /// It was about to run when the daemon before ended: it runs, or its tasks were never let go and can be restored
-    /// again, or it is lost. What may have run is never restored again.
-    async fn inspect(
-        &self,
-        id: MigrationId,
-        record: Migration,
-        host: Arc<LocalDestination>,
-        reserve: &Reserve,
-    ) -> Result<(), HostError> {
-        let Some(pid) = self.shared.running(host.container()).await else {
-            // Whoever could still let the tasks go ends by this.
-            host.clear_killed_restore().await?;
-            if host.was_released() {
-                let error = "transhipd ended while it let the container run, and the container does not run";
-                self.close_lost(id, record, error.to_owned()).await;
-            } else {
-                self.ask_and_restore(id, record, host, reserve);
-            }
-            return Ok(());
-        };
-        host.found_running(pid).await?;
-        // The daemon before may have ended between the release and this.
-        host.plug_network().await?;
-        host.adopt().await?;
-        host.record(DestinationStep::Running).await?;
-        host.drop_staging().await?;
-        self.close_received(id, record, true, String::new()).await;
         Ok(())
     }
 

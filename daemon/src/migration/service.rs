@@ -9,13 +9,13 @@ use tonic::{Status, Streaming};
 use tranship_migrate::control::{Control, Conversation};
 use tranship_migrate::deadlines::REPLY;
 use tranship_migrate::destination::Destination;
-use tranship_migrate::error::chain;
-use tranship_migrate::handoff::{DestinationStep, SourceStep};
-use tranship_proto::ids::{MigrationId, Name};
+use tranship_migrate::error::{HostError, chain};
+use tranship_migrate::handoff::{self, DestinationSays, DestinationStep, SourceStep, Verdict};
+use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{
-    MigrateMessage, Migration, MigrationRole, Phase, PreflightReply, PreflightRequest, QueryMigrationReply,
-    QueryMigrationRequest, Reserve,
+    MigrateMessage, Migration, MigrationOutcome, MigrationRole, Phase, PreflightReply, PreflightRequest,
+    QueryMigrationReply, QueryMigrationRequest, Reserve,
 };
 
 use super::conductor::{Conductor, Shared};
@@ -106,6 +106,35 @@ impl Conductor {
 }
 
 impl Shared {
+    /// Whether another migration than `but` brings the container here, and is not at its end.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub async fn on_its_way(&self, container: &ContainerId, but: MigrationId) -> Result<bool, HostError> {
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            HostError::new("read the container's migrations", error)
+        };
+        let found = self.registry().migrations().of_container(container).await;
+        for other in found.map_err(|error| failed(error.into()))? {
+            let id: MigrationId = other
+                .migration
+                .id
+                .parse()
+                .map_err(|error| failed(Box::from(error)))?;
+            if id == but || other.migration.role() != MigrationRole::Destination {
+                continue;
+            }
+            let journal = Journal::new(self.registry().clone(), id, MigrationRole::Destination);
+            let newest = journal.newest::<DestinationStep>().await;
+            let newest = newest.map_err(|error| failed(error.into()))?;
+            // Before its first record it is only known by the role that plays it.
+            if newest.map_or_else(|| self.board.is_active(id), |step| !step.is_last()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// What this host's journal says of a migration, to the other host of it.
     async fn journal_says(&self, id: MigrationId, peer: &Name) -> Result<QueryMigrationReply, JournalError> {
         for role in [MigrationRole::Source, MigrationRole::Destination] {
@@ -114,37 +143,53 @@ impl Shared {
                 continue;
             };
             let journal = Journal::new(self.registry().clone(), id, role);
-            let committed = match role {
-                MigrationRole::Source => {
-                    matches!(
-                        journal.newest().await?,
-                        Some(SourceStep::Committed | SourceStep::Done)
-                    )
-                }
-                _ => journal.newest().await? == Some(DestinationStep::Running),
-            };
             let shown = self.board.get(id).unwrap_or(record.migration);
-            return Ok(QueryMigrationReply {
-                known: !forgotten(&journal, role).await?,
-                role: role.into(),
-                phase: shown.phase,
-                outcome: shown.outcome,
-                committed,
+            return Ok(match role {
+                MigrationRole::Source => source_says(&journal.words().await?, &shown),
+                _ => destination_says(journal.newest().await?, &shown),
             });
         }
         Ok(QueryMigrationReply::default())
     }
 }
 
-/// A destination that has dropped everything has nothing to say any more.
-async fn forgotten(journal: &Journal, role: MigrationRole) -> Result<bool, JournalError> {
-    if role == MigrationRole::Source {
-        return Ok(false);
+/// A verdict as the destination reads it: undecided as long as there is no outcome.
+fn source_says(steps: &[SourceStep], shown: &Migration) -> QueryMigrationReply {
+    // Without an end somebody here may still commit it, or does not know whether he has.
+    let active = matches!(
+        shown.outcome(),
+        MigrationOutcome::Unspecified | MigrationOutcome::Unknown
+    );
+    let verdict = handoff::verdict(SourceStep::deciding(steps), active);
+    let outcome = match verdict {
+        Verdict::Undecided => MigrationOutcome::Unspecified,
+        Verdict::Abandoned if active => MigrationOutcome::RolledBack,
+        Verdict::Abandoned | Verdict::Committed => shown.outcome(),
+    };
+    QueryMigrationReply {
+        known: true,
+        role: MigrationRole::Source.into(),
+        phase: shown.phase,
+        outcome: outcome.into(),
+        committed: verdict == Verdict::Committed,
     }
-    Ok(matches!(
-        journal.newest().await?,
-        None | Some(DestinationStep::Dropped)
-    ))
+}
+
+/// What the source reads. A destination that has dropped everything has nothing to say any more.
+fn destination_says(newest: Option<DestinationStep>, shown: &Migration) -> QueryMigrationReply {
+    let says = handoff::destination_says(newest);
+    let phase = match says {
+        DestinationSays::Runs => Phase::Clean,
+        DestinationSays::Resuming => Phase::Resume,
+        DestinationSays::Waits | DestinationSays::Gone => shown.phase().min(Phase::Commit),
+    };
+    QueryMigrationReply {
+        known: says != DestinationSays::Gone,
+        role: MigrationRole::Destination.into(),
+        phase: phase.into(),
+        outcome: shown.outcome,
+        committed: says == DestinationSays::Runs,
+    }
 }
 
 async fn first_message(control: &mut GrpcControl) -> Result<(MigrationId, Reserve), Status> {

@@ -79,7 +79,7 @@ async fn a_container_that_moves_away_leaves_a_tombstone_and_can_come_back() {
     let gone = look_after_it(&mut host.client, next).await;
 
     // Older than what was given away, and then dropped on the way: the tombstone stays.
-    let old = containers.reserve_incoming(&gone, next).await.unwrap_err();
+    let old = containers.reserve_incoming(&gone, next, false).await.unwrap_err();
     assert!(matches!(old, ContainerError::OldEpoch { .. }), "{}", chain(&old));
     receive(&host, &there, next + 1).await;
     containers.drop_incoming(&record.id).await.unwrap();
@@ -153,7 +153,7 @@ async fn receive(host: &Running, there: &Anatomy, epoch: u64) {
     };
     for _ in 0..2 {
         containers
-            .reserve_incoming(&there.record.to_message("b"), epoch)
+            .reserve_incoming(&there.record.to_message("b"), epoch, false)
             .await
             .unwrap();
         containers.receive_image(image.clone()).await.unwrap();

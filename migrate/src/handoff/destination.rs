@@ -29,7 +29,7 @@ pub enum DestinationEvent {
     Reserved,
     /// The container was not let in: what is here of it belongs to somebody else.
     Refused,
-    /// Everything has arrived and is on stable storage.
+    /// Everything has arrived and was verified.
     AllArrived {
         /// What it adds up to.
         digest: Digest,
@@ -214,12 +214,6 @@ impl DestinationHandoff {
         matches!(self.stage, Stage::Ready(_))
     }
 
-    /// Whether it goes on with [`DestinationEvent::Again`].
-    #[must_use]
-    pub fn awaits_time(&self) -> bool {
-        matches!(self.stage, Stage::Asking { .. }) || self.is_handed_over()
-    }
-
     /// Whether the source has certainly committed, and the container is to run here, whatever fails.
     #[must_use]
     pub fn is_handed_over(&self) -> bool {
@@ -248,15 +242,15 @@ impl DestinationHandoff {
         match (self.stage, message) {
             (Stage::New, Message::Reserve { epoch }) => {
                 self.epoch = epoch;
-                self.to(Stage::Reserving).then(DestinationEffect::Reserve)
+                self.at(Stage::Reserving).then(DestinationEffect::Reserve)
             }
-            (Stage::Receiving, Message::Drained { digest }) => self.to(Stage::Drained(digest)).none(),
+            (Stage::Receiving, Message::Drained { digest }) => self.at(Stage::Drained(digest)).none(),
             (Stage::Ready(held), Message::Go { epoch, digest }) if epoch == self.epoch && digest == held => {
                 self.resume()
             }
             // It says so only when it can never commit any more.
             (Stage::Ready(_), Message::Abort) => self.drop_all(),
-            (Stage::Ready(_), _) => self.to(Stage::Asking { held: true }).none(),
+            (Stage::Ready(_), _) => self.at(Stage::Asking { held: true }).none(),
             _ if self.can_give_up() => self.drop_all(),
             _ => self.none(),
         }
@@ -265,10 +259,10 @@ impl DestinationHandoff {
     fn failed(self, event: DestinationEvent) -> (Self, Effects) {
         match self.stage {
             _ if self.can_give_up() => self.drop_all(),
-            Stage::Ready(_) => self.to(Stage::Asking { held: true }).none(),
+            Stage::Ready(_) => self.at(Stage::Asking { held: true }).none(),
             // Not known whether a task has run, or nothing that this daemon could try again.
             Stage::Bringing | Stage::Releasing if event == DestinationEvent::Failed => self
-                .to(Stage::Ended(DestinationOutcome::Lost))
+                .at(Stage::Ended(DestinationOutcome::Lost))
                 .then(DestinationEffect::Send(Message::Failed)),
             _ => self.none(),
         }
@@ -279,19 +273,19 @@ impl DestinationHandoff {
         use DestinationEvent as E;
         match (self.stage, event) {
             (Stage::Reserving, E::Reserved) => self
-                .to(Stage::Marking)
+                .at(Stage::Marking)
                 .then(DestinationEffect::Record(DestinationStep::Reserved)),
             (Stage::Drained(said), E::AllArrived { digest }) if said == digest => self
-                .to(Stage::Preparing(digest))
+                .at(Stage::Preparing(digest))
                 .then(DestinationEffect::Record(DestinationStep::Prepared)),
             (Stage::Drained(_), E::AllArrived { .. }) => self.drop_all(),
             (Stage::Restoring(digest), E::Held) => self
-                .to(Stage::Holding(digest))
+                .at(Stage::Holding(digest))
                 .then(DestinationEffect::Record(DestinationStep::Ready)),
             (Stage::Bringing, E::Held) => self.resume(),
-            (Stage::Releasing, E::Released) => self.to(Stage::Adopting).then(DestinationEffect::Adopt),
+            (Stage::Releasing, E::Released) => self.at(Stage::Adopting).then(DestinationEffect::Adopt),
             (Stage::Adopting, E::Adopted) => self
-                .to(Stage::Closing)
+                .at(Stage::Closing)
                 .then(DestinationEffect::Record(DestinationStep::Running)),
             (Stage::Reserving, E::Refused) | (Stage::Dropping, E::Dropped) => self.forget(),
             _ => self.none(),
@@ -301,24 +295,24 @@ impl DestinationHandoff {
     fn recorded(self, step: DestinationStep) -> (Self, Effects) {
         match (self.stage, step) {
             (Stage::Marking, DestinationStep::Reserved) => self
-                .to(Stage::Receiving)
+                .at(Stage::Receiving)
                 .then(DestinationEffect::Send(Message::Reserved)),
             (Stage::Preparing(digest), DestinationStep::Prepared) => {
                 let said = DestinationEffect::Send(Message::Prepared { digest });
                 (
-                    self.to(Stage::Restoring(digest)),
+                    self.at(Stage::Restoring(digest)),
                     vec![said, DestinationEffect::Restore],
                 )
             }
             (Stage::Holding(digest), DestinationStep::Ready) => self
-                .to(Stage::Ready(digest))
+                .at(Stage::Ready(digest))
                 .then(DestinationEffect::Send(Message::Ready)),
             (Stage::Resuming, DestinationStep::Resuming) => {
-                self.to(Stage::Releasing).then(DestinationEffect::Release)
+                self.at(Stage::Releasing).then(DestinationEffect::Release)
             }
             (Stage::Closing, DestinationStep::Running) => {
                 let said = DestinationEffect::Send(Message::Running);
-                let machine = self.to(Stage::Ended(DestinationOutcome::Runs));
+                let machine = self.at(Stage::Ended(DestinationOutcome::Runs));
                 (machine, vec![said, DestinationEffect::DropStaging])
             }
             (Stage::Forgetting, DestinationStep::Dropped) => self.forgotten(),
@@ -336,16 +330,17 @@ impl DestinationHandoff {
             (Stage::Asking { .. }, Says(Verdict::Abandoned)) => self.drop_all(),
             (Stage::Resuming, Again) => self.resume(),
             (Stage::Adopting, Again) => self.then(DestinationEffect::Adopt),
+            (Stage::Inspecting, Again) => self.then(DestinationEffect::Inspect),
             (Stage::Closing, Again) => self.then(DestinationEffect::Record(DestinationStep::Running)),
             (Stage::Inspecting, Inspected(Inspection::Runs)) => {
-                self.to(Stage::Adopting).then(DestinationEffect::Adopt)
+                self.at(Stage::Adopting).then(DestinationEffect::Adopt)
             }
             (Stage::Inspecting, Inspected(Inspection::WasAdopted)) => self
-                .to(Stage::Closing)
+                .at(Stage::Closing)
                 .then(DestinationEffect::Record(DestinationStep::Running)),
             (Stage::Inspecting, Inspected(Inspection::NeverReleased)) => self.bring(),
             (Stage::Inspecting, Inspected(Inspection::MayHaveRun)) => {
-                self.to(Stage::Ended(DestinationOutcome::Lost)).none()
+                self.at(Stage::Ended(DestinationOutcome::Lost)).none()
             }
             _ => self.none(),
         }
@@ -368,29 +363,29 @@ impl DestinationHandoff {
 
     /// The record comes before the tasks run.
     fn resume(self) -> (Self, Effects) {
-        self.to(Stage::Resuming)
+        self.at(Stage::Resuming)
             .then(DestinationEffect::Record(DestinationStep::Resuming))
     }
 
     fn bring(self) -> (Self, Effects) {
-        self.to(Stage::Bringing).then(DestinationEffect::Restore)
+        self.at(Stage::Bringing).then(DestinationEffect::Restore)
     }
 
     fn drop_all(self) -> (Self, Effects) {
-        self.to(Stage::Dropping).then(DestinationEffect::DropAll)
+        self.at(Stage::Dropping).then(DestinationEffect::DropAll)
     }
 
     fn forget(self) -> (Self, Effects) {
-        self.to(Stage::Forgetting)
+        self.at(Stage::Forgetting)
             .then(DestinationEffect::Record(DestinationStep::Dropped))
     }
 
     fn forgotten(self) -> (Self, Effects) {
-        self.to(Stage::Ended(DestinationOutcome::Dropped))
+        self.at(Stage::Ended(DestinationOutcome::Dropped))
             .then(DestinationEffect::Send(Message::Failed))
     }
 
-    fn to(self, stage: Stage) -> Self {
+    fn at(self, stage: Stage) -> Self {
         Self { stage, ..self }
     }
 
@@ -468,7 +463,7 @@ mod tests {
         };
         for doubt in endings.into_iter().chain([DestinationEvent::Heard(other)]) {
             let (asking, effects) = after(&TO_READY).0.on(doubt);
-            assert!(asking.awaits_time() && effects.is_empty());
+            assert_eq!((asking.stage, effects), (Stage::Asking { held: true }, vec![]));
             let (same, effects) = asking.on(DestinationEvent::Says(Verdict::Undecided));
             assert!(same == asking && effects.is_empty());
             let (_, effects) = asking.on(DestinationEvent::Says(Verdict::Abandoned));

@@ -44,7 +44,7 @@ impl SourceStep {
 pub enum DestinationStep {
     /// Names, address and space are taken; staging exists.
     Reserved,
-    /// Everything has arrived, was verified and is on stable storage.
+    /// Everything has arrived and was verified.
     Prepared,
     /// CRIU holds the restored tasks; the source has been told or is about to be.
     Ready,
@@ -101,7 +101,10 @@ mod tests {
             DestinationStep::Running,
             DestinationStep::Dropped,
         ];
-        let words = (source.map(|step| format!("{step:?}")), destination.map(|step| format!("{step:?}")));
+        let words = (
+            source.map(|step| format!("{step:?}")),
+            destination.map(|step| format!("{step:?}")),
+        );
         assert_eq!(
             words.0,
             ["Intent", "Freezing", "Committed", "Done", "Aborted", "RolledBack"]

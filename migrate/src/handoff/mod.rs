@@ -23,7 +23,9 @@ pub mod journal;
 pub mod rules;
 pub mod source;
 
-pub use destination::{DestinationEffect, DestinationEvent, DestinationHandoff, DestinationOutcome, Inspection};
+pub use destination::{
+    DestinationEffect, DestinationEvent, DestinationHandoff, DestinationOutcome, Inspection,
+};
 pub use journal::{DestinationStep, SourceStep};
 pub use rules::{DestinationSays, Refusal, Stay, Verdict, admit, destination_says, is_handed_over, verdict};
 pub use source::{SourceEffect, SourceEvent, SourceHandoff, SourceOutcome};
@@ -46,7 +48,7 @@ pub enum Message {
         /// What it adds up to.
         digest: Digest,
     },
-    /// To the source: everything has arrived and is on stable storage.
+    /// To the source: everything has arrived and was verified.
     Prepared {
         /// What it adds up to.
         digest: Digest,

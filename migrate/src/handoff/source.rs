@@ -238,7 +238,7 @@ impl SourceHandoff {
         use SourceEvent as E;
         match event {
             E::Failed | E::Lost | E::Overdue | E::Cancelled if self.can_give_up() => self.give_up(),
-            E::Failed | E::Lost | E::Overdue if self.stage == Stage::Handed => self.to(Stage::Asking).none(),
+            E::Failed | E::Lost | E::Overdue if self.stage == Stage::Handed => self.at(Stage::Asking).none(),
             E::Heard(message) => self.heard(message),
             E::Recorded(_) | E::NotRecorded(_) | E::InDoubt(_) | E::Read { .. } => self.written(event),
             E::Undone { .. } | E::Removed { .. } | E::Says(_) | E::Silent | E::Again => self.later(event),
@@ -251,15 +251,15 @@ impl SourceHandoff {
         match (self.stage, event) {
             (Stage::New, SourceEvent::Begin { epoch }) => {
                 self.epoch = epoch;
-                self.to(Stage::Intending)
+                self.at(Stage::Intending)
                     .then(SourceEffect::Record(SourceStep::Intent))
             }
             (Stage::Reserved, SourceEvent::Freeze) => self
-                .to(Stage::Marking)
+                .at(Stage::Marking)
                 .then(SourceEffect::Record(SourceStep::Freezing)),
-            (Stage::Marked, SourceEvent::StandsStill) => self.to(Stage::Frozen).none(),
+            (Stage::Marked, SourceEvent::StandsStill) => self.at(Stage::Frozen).none(),
             (Stage::Frozen, SourceEvent::AllSent { digest }) => self
-                .to(Stage::Drained(digest))
+                .at(Stage::Drained(digest))
                 .then(SourceEffect::Send(Message::Drained { digest })),
             _ => self.none(),
         }
@@ -267,18 +267,18 @@ impl SourceHandoff {
 
     fn heard(self, message: Message) -> (Self, Effects) {
         match (self.stage, message) {
-            (Stage::Asked, Message::Reserved) => self.to(Stage::Reserved).none(),
+            (Stage::Asked, Message::Reserved) => self.at(Stage::Reserved).none(),
             (Stage::Drained(sent), Message::Prepared { digest }) if digest == sent => {
-                self.to(Stage::Prepared(sent)).none()
+                self.at(Stage::Prepared(sent)).none()
             }
             // The point of no return is the record.
             (Stage::Prepared(digest), Message::Ready) => self
-                .to(Stage::Committing(digest))
+                .at(Stage::Committing(digest))
                 .then(SourceEffect::Commit { digest }),
             (Stage::Handed | Stage::Asking, Message::Running) => {
-                self.to(Stage::Removing).then(SourceEffect::RemoveCopy)
+                self.at(Stage::Removing).then(SourceEffect::RemoveCopy)
             }
-            (Stage::Handed, _) => self.to(Stage::Asking).none(),
+            (Stage::Handed, _) => self.at(Stage::Asking).none(),
             _ if self.can_give_up() => self.give_up(),
             _ => self.none(),
         }
@@ -290,28 +290,28 @@ impl SourceHandoff {
         match (self.stage, event) {
             (Stage::Intending, Recorded(SourceStep::Intent)) => {
                 let epoch = self.epoch;
-                self.to(Stage::Asked)
+                self.at(Stage::Asked)
                     .then(SourceEffect::Send(Message::Reserve { epoch }))
             }
-            (Stage::Marking, Recorded(SourceStep::Freezing)) => self.to(Stage::Marked).none(),
+            (Stage::Marking, Recorded(SourceStep::Freezing)) => self.at(Stage::Marked).none(),
             (Stage::Committing(digest), Recorded(SourceStep::Committed)) => {
                 // The destination owns the container now. Nothing from here on lets the copy run.
                 let epoch = self.epoch;
-                self.to(Stage::Handed)
+                self.at(Stage::Handed)
                     .then(SourceEffect::Send(Message::Go { epoch, digest }))
             }
-            (Stage::Committing(_), InDoubt(SourceStep::Committed)) => self.to(Stage::Unsure).none(),
+            (Stage::Committing(_), InDoubt(SourceStep::Committed)) => self.at(Stage::Unsure).none(),
             (Stage::Committing(_), NotRecorded(SourceStep::Committed)) => self.give_up(),
             (Stage::Settling, Recorded(SourceStep::Freezing)) => {
-                self.to(Stage::Reading).then(SourceEffect::Read)
+                self.at(Stage::Reading).then(SourceEffect::Read)
             }
-            (Stage::Settling, NotRecorded(_) | InDoubt(_)) => self.to(Stage::Unsure).none(),
-            (Stage::Reading, Read { committed: true }) => self.to(Stage::Asking).none(),
+            (Stage::Settling, NotRecorded(_) | InDoubt(_)) => self.at(Stage::Unsure).none(),
+            (Stage::Reading, Read { committed: true }) => self.at(Stage::Asking).none(),
             (Stage::Reading, Read { committed: false }) => self.give_up(),
-            (Stage::Closing, Recorded(SourceStep::Done)) => self.to(Stage::Ended(SourceOutcome::Done)).none(),
-            (Stage::Closing, _) => self.to(Stage::Asking).none(),
+            (Stage::Closing, Recorded(SourceStep::Done)) => self.at(Stage::Ended(SourceOutcome::Done)).none(),
+            (Stage::Closing, _) => self.at(Stage::Asking).none(),
             // It is undone. Without the record it is undone once more, which changes nothing.
-            (Stage::Noting(outcome), _) => self.to(Stage::Ended(outcome)).none(),
+            (Stage::Noting(outcome), _) => self.at(Stage::Ended(outcome)).none(),
             (_, NotRecorded(_) | InDoubt(_)) if self.can_give_up() => self.give_up(),
             _ => self.none(),
         }
@@ -323,19 +323,19 @@ impl SourceHandoff {
             (Stage::Undoing(outcome), SourceEvent::Undone { whole: true }) => self.note(outcome),
             // The record says what there still is to undo.
             (Stage::Undoing(outcome), SourceEvent::Undone { whole: false }) => {
-                self.to(Stage::Ended(outcome)).none()
+                self.at(Stage::Ended(outcome)).none()
             }
             (Stage::Unsure, SourceEvent::Again) => self
-                .to(Stage::Settling)
+                .at(Stage::Settling)
                 .then(SourceEffect::Record(SourceStep::Freezing)),
             (Stage::Asking, SourceEvent::Again) => self.then(SourceEffect::Ask),
             (Stage::Asking, SourceEvent::Says(DestinationSays::Runs)) => {
-                self.to(Stage::Removing).then(SourceEffect::RemoveCopy)
+                self.at(Stage::Removing).then(SourceEffect::RemoveCopy)
             }
             (Stage::Removing, SourceEvent::Removed { whole: true }) => self
-                .to(Stage::Closing)
+                .at(Stage::Closing)
                 .then(SourceEffect::Record(SourceStep::Done)),
-            (Stage::Removing, SourceEvent::Removed { whole: false }) => self.to(Stage::Asking).none(),
+            (Stage::Removing, SourceEvent::Removed { whole: false }) => self.at(Stage::Asking).none(),
             _ => self.none(),
         }
     }
@@ -371,7 +371,7 @@ impl SourceHandoff {
 
     fn undo(self, outcome: SourceOutcome) -> (Self, Effects) {
         let thaw = outcome == SourceOutcome::RolledBack;
-        self.to(Stage::Undoing(outcome)).then(SourceEffect::Undo { thaw })
+        self.at(Stage::Undoing(outcome)).then(SourceEffect::Undo { thaw })
     }
 
     fn note(self, outcome: SourceOutcome) -> (Self, Effects) {
@@ -380,10 +380,10 @@ impl SourceHandoff {
             SourceOutcome::Aborted => SourceStep::Aborted,
             SourceOutcome::RolledBack => SourceStep::RolledBack,
         };
-        self.to(Stage::Noting(outcome)).then(SourceEffect::Record(step))
+        self.at(Stage::Noting(outcome)).then(SourceEffect::Record(step))
     }
 
-    fn to(self, stage: Stage) -> Self {
+    fn at(self, stage: Stage) -> Self {
         Self { stage, ..self }
     }
 

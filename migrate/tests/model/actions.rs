@@ -1,6 +1,8 @@
 //! What can happen in a world: what goes on by itself, and what goes wrong.
 
-use tranship_migrate::handoff::{DestinationEffect, DestinationEvent, SourceEffect, SourceEvent};
+use tranship_migrate::handoff::{
+    DestinationEffect, DestinationEvent, DestinationStep, SourceEffect, SourceEvent,
+};
 
 use super::carry::Luck;
 use super::explore::{Action, Handoffs};
@@ -26,7 +28,9 @@ impl Handoffs {
             if destination.is_some_and(|part| !part.effects.is_empty() && !waits(part)) {
                 actions.push(Action::CarryDestination(at, Luck::Good));
             }
-            if self.tasks(world, at) == Tasks::Released && migration.marked {
+            // Whose they are: an earlier stay of the container here has its mark too.
+            let newest = migration.destination_journal.steps.last();
+            if self.tasks(world, at) == Tasks::Released && newest == Some(&DestinationStep::Resuming) {
                 actions.push(Action::RelayReleases(at));
             }
         }
