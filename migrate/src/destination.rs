@@ -58,6 +58,8 @@ pub struct DestinationReport {
     pub trees: Vec<TreeReport>,
     /// The whole migration, in microseconds.
     pub total_us: u64,
+    /// What a person should know of a container that runs here.
+    pub warnings: Vec<String>,
 }
 
 /// The destination's role in one migration.
@@ -79,6 +81,8 @@ pub struct Destination {
     failure: Option<Failure>,
     /// What could not be removed.
     undo: Vec<HostError>,
+    /// What is not as it should be, though the container runs.
+    warnings: Vec<String>,
 }
 
 /// What kept a phase from its end, and what the machine is told about it.
@@ -124,6 +128,7 @@ impl Destination {
             go_to_running: Duration::ZERO,
             failure: None,
             undo: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
@@ -132,11 +137,16 @@ impl Destination {
         self.reserve = reserve;
         let setback = self.up_to_ready().await.err();
         let end = self.follow_through(setback).await;
+        self.report(end)
+    }
+
+    fn report(self, end: DestinationEnd) -> DestinationReport {
         DestinationReport {
             end,
             spans: self.timings.spans().to_vec(),
             trees: self.trees,
             total_us: self.timings.elapsed_us(),
+            warnings: self.warnings,
         }
     }
 
@@ -289,10 +299,18 @@ impl Destination {
         self.go_to_running = go_at.elapsed();
         self.timings.record("network on", released, plug_took);
         self.record_stages(&stages);
-        if let Err(error) = plugged {
-            tracing::error!(migration_id = %self.migration, error = %chain(&error), "the container runs here, but is not on its network: nobody reaches it; move it to another host, which connects it again");
-        }
+        self.note_plugged(plugged);
         Ok(())
+    }
+
+    /// The container runs, which cannot be taken back. The host goes on trying; a person is told.
+    fn note_plugged(&mut self, plugged: Result<(), HostError>) {
+        if let Err(error) = plugged {
+            let error = chain(&error);
+            tracing::error!(migration_id = %self.migration, error, "the container runs here, but is not on its network: nobody reaches it; this is tried again");
+            self.warnings
+                .push(off_its_network(&self.reserve.destination, &error));
+        }
     }
 
     fn record_stages(&mut self, stages: &[Stage]) {
@@ -323,6 +341,14 @@ impl Destination {
             cause,
         }
     }
+}
+
+/// What a person is told of a container that nobody reaches.
+fn off_its_network(host: &str, error: &str) -> String {
+    format!(
+        "the container runs at {host}, but is not on its network there: {error}; {host} goes on trying until it is, and its \
+         log says when"
+    )
 }
 
 /// One stream of trees and all streams of memory, in whichever order they arrive, to their ends.
@@ -426,7 +452,7 @@ pub async fn run_from_journal(
     reserve: Reserve,
     newest: Option<DestinationStep>,
     taken: bool,
-) -> DestinationEnd {
+) -> DestinationReport {
     let silent = Conversation::new(migration, Box::new(crate::control::Silence));
     let mut role = Destination::new(migration, host, silent);
     let (handoff, effects) = DestinationHandoff::recover(reserve.next_epoch, newest, taken);
@@ -434,5 +460,6 @@ pub async fn run_from_journal(
     role.reserve = reserve;
     role.note(Phase::Commit);
     let setback = role.carry_out_all(effects).await.err();
-    role.follow_through(setback).await
+    let end = role.follow_through(setback).await;
+    role.report(end)
 }

@@ -285,7 +285,8 @@ pub trait DestinationHost: Send + Sync {
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError>;
 
     /// Puts the container, whose tasks are let go, on the network, gives it what was held for it, passes on what it has
-    /// said meanwhile, and announces its address.
+    /// said meanwhile, and announces its address. Where that fails the host goes on trying by itself, for as long as the
+    /// container is to be on its network here.
     async fn plug_network(&self) -> Result<(), HostError>;
 
     /// The container runs: registers it as this host's own, under the new epoch.

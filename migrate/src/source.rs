@@ -86,6 +86,8 @@ pub struct SourceReport {
     pub blackout_us: u64,
     /// The whole migration, in microseconds.
     pub total_us: u64,
+    /// What the destination says a person should know of the container that runs there.
+    pub warnings: Vec<String>,
 }
 
 /// The source's role in one migration.
@@ -118,6 +120,8 @@ pub struct Source {
     undo: Vec<HostError>,
     /// What of the copy could not be removed.
     left: Vec<HostError>,
+    /// What is not as it should be at the destination, though the container runs.
+    warnings: Vec<String>,
     /// The destination has said after the commit that it cannot run the container, or that it does not know of it.
     hopeless: bool,
 }
@@ -183,6 +187,7 @@ impl Source {
             failure: None,
             undo: Vec::new(),
             left: Vec::new(),
+            warnings: Vec::new(),
             hopeless: false,
         }
     }
@@ -203,6 +208,7 @@ impl Source {
             memory_mode: self.memory_mode,
             blackout_us: self.blackout_us,
             total_us: self.timings.elapsed_us(),
+            warnings: self.warnings,
         }
     }
 

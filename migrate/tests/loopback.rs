@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tranship_migrate::control::{Control, Conversation};
 use tranship_migrate::convergence::{OnTimeout, Wishes};
-use tranship_migrate::destination::{Destination, DestinationEnd, DestinationReport};
+use tranship_migrate::destination::{Destination, DestinationEnd, DestinationReport, run_from_journal};
 use tranship_migrate::error::{ControlError, HostError};
 use tranship_migrate::handoff::{DestinationStep, Inspection, SourceStep, Verdict, verdict};
 use tranship_migrate::host::{
@@ -74,6 +74,15 @@ impl Shared {
     }
 }
 
+/// What the source asks the destination for.
+fn reservation() -> Reserve {
+    Reserve {
+        destination: "there".to_owned(),
+        next_epoch: 8,
+        ..Reserve::default()
+    }
+}
+
 struct SimulatedSource {
     world: Shared,
     dir: PathBuf,
@@ -84,10 +93,7 @@ struct SimulatedSource {
 impl SourceHost for SimulatedSource {
     async fn describe(&self) -> Result<Reserve, HostError> {
         self.world.enter("describe")?;
-        Ok(Reserve {
-            next_epoch: 8,
-            ..Reserve::default()
-        })
+        Ok(reservation())
     }
 
     async fn record(&self, step: SourceStep) -> Result<(), HostError> {
@@ -279,6 +285,21 @@ struct SimulatedDestination {
     world: Shared,
     place: Arc<Place>,
     streams: Mutex<VecDeque<tokio::io::DuplexStream>>,
+}
+
+impl SimulatedDestination {
+    fn new(world: &Shared, dir: &Path, streams: VecDeque<tokio::io::DuplexStream>) -> Self {
+        let place = Place {
+            world: world.clone(),
+            dir: dir.to_owned(),
+            closed: Mutex::default(),
+        };
+        Self {
+            world: world.clone(),
+            place: Arc::new(place),
+            streams: Mutex::new(streams),
+        }
+    }
 }
 
 struct Held(Shared);
@@ -544,16 +565,7 @@ async fn migrate_in(world: World, cut_before: Option<&'static str>, cancel: bool
         dir: dir.path().to_owned(),
         streams: Mutex::new(here),
     };
-    let place = Place {
-        world: world.clone(),
-        dir: arrived,
-        closed: Mutex::default(),
-    };
-    let destination_host = SimulatedDestination {
-        world: world.clone(),
-        place: Arc::new(place),
-        streams: Mutex::new(there),
-    };
+    let destination_host = SimulatedDestination::new(&world, &arrived, there);
     let wire = Wire {
         out: to_source,
         inbox: at_destination,
@@ -798,6 +810,56 @@ async fn what_cannot_be_written_after_the_commit_is_tried_again() {
         let released = |calls: &Vec<&str>| calls.iter().filter(|call| **call == "release").count();
         assert_eq!(outcome.world.with(|world| released(&world.calls)), 1, "{point}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_runs_off_its_network_has_moved_and_both_ends_say_so() {
+    let outcome = migrate(Some("plug"), None, false).await;
+    assert!(matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()));
+    let destination = outcome.destination.as_ref().unwrap();
+    assert!(matches!(destination.end, DestinationEnd::Runs));
+    for warnings in [&outcome.source.warnings, &destination.warnings] {
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}");
+        };
+        let parts = [
+            "runs at there",
+            "not on its network",
+            "told to fail",
+            "goes on trying",
+        ];
+        assert!(parts.iter().all(|part| warning.contains(part)), "{warning}");
+    }
+    outcome.world.with(|world| {
+        assert!(world.destination_runs && world.copy_removed && !world.source_on_network);
+        let done = [DestinationStep::Resuming, DestinationStep::Running];
+        assert!(world.destination_journal.ends_with(&done));
+    });
+    let well = migrate(None, None, false).await;
+    assert!(well.source.warnings.is_empty() && well.destination.unwrap().warnings.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_a_restarted_daemon_cannot_plug_in_is_adopted_with_the_same_warning() {
+    let dir = TempDir::new().unwrap();
+    let world = Shared(Arc::new(Mutex::new(World {
+        destination_runs: true,
+        fail: Some("plug"),
+        fail_times: usize::MAX,
+        ..World::default()
+    })));
+    let host = SimulatedDestination::new(&world, dir.path(), VecDeque::new());
+    let newest = Some(DestinationStep::Resuming);
+    let id = MigrationId::generate();
+    let report = run_from_journal(id, Arc::new(host), reservation(), newest, false).await;
+    assert!(matches!(report.end, DestinationEnd::Runs), "{:?}", report.end);
+    assert!(
+        report.warnings[0].contains("told to fail"),
+        "{:?}",
+        report.warnings
+    );
+    let expected = ["inspect", "plug", "adopt", "record running"];
+    assert_eq!(world.with(|world| world.calls.clone()), expected);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

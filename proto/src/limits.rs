@@ -45,5 +45,8 @@ pub const MAX_ADDRESS: u64 = 1 << 56;
 /// Largest process id that Linux gives out, `PID_MAX_LIMIT`.
 pub const MAX_PROCESS: u32 = 1 << 22;
 
+/// Warnings that a destination may have about a container that runs: there is one thing that it can warn of.
+pub const MAX_WARNINGS: usize = 4;
+
 /// Streams of memory in one migration.
 pub const MAX_PAGE_STREAMS: u32 = 64;

@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use tranship_tests::counter::Counter;
 use tranship_tests::images::{self, REDIS_PORT};
 use tranship_tests::scenario::Scenario;
-use tranship_tests::testbed::Host;
+use tranship_tests::testbed::{Host, daemon};
+use tranship_tests::tranship::{Migration, wait_for};
 
 /// Moves there and back.
 const ROUND_TRIPS: usize = 3;
@@ -18,6 +19,9 @@ const CLIENTS: usize = 4;
 
 /// Between two moves, so that each finds a workload under way.
 const COUNT: Duration = Duration::from_millis(300);
+
+/// For what takes a loaded machine long, and for pauses that have grown meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client that loses a segment does not send it again before this: a loss cannot be overlooked.
 const RETRANSMISSION: Duration = Duration::from_secs(5);
@@ -70,6 +74,87 @@ fn what_is_sent_to_a_container_on_its_way_is_delivered() -> Result<()> {
         ensure!(lost == 0, "{lost} frames were held and lost");
     }
     scenario.end()
+}
+
+/// The destination's bridge has no port left, so the container cannot be plugged in there. It has moved all the same: it runs,
+/// a person is told, and it is on its network as soon as there is a port, also when the daemon was killed meanwhile. Its client
+/// is still connected then and has missed nothing.
+#[test]
+fn a_container_that_cannot_be_plugged_in_is_told_of_and_plugged_in_later() -> Result<()> {
+    let scenario = Scenario::begin(&["redis"])?;
+    let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
+    images::run_redis(a, "redis", "data", client)?;
+    let counter = Counter::start(client, a.address_of("redis", REDIS_PORT)?, "visits")?;
+    for (from, to, killed) in [(a, b, false), (b, a, true)] {
+        sleep(COUNT);
+        let bridge = FullBridge::make(to)?;
+        let moved = from.try_tranship(&["--format", "json", "migrate", "redis", to.name()])?;
+        ensure!(moved.status.success(), "{}", moved.errors());
+        let warning = format!("runs at {}, but is not on its network", to.name());
+        let said = moved.errors();
+        ensure!(
+            said.contains(&warning) && said.contains("Exchange full"),
+            "{said}"
+        );
+        let record: Migration = serde_json::from_str(&moved.text())?;
+        for host in [from, to] {
+            wait_for("a record that is done and has the warning", PATIENCE, || {
+                let status = host.tranship_json(&["migrate", "status", &record.id])?;
+                let told = status["warnings"][0].as_str().unwrap_or_default();
+                Ok(status["outcome"] == "done" && told.contains(&warning))
+            })?;
+        }
+        ensure!(to.container("redis")?["state"] == "running", "it does not run");
+        let cut_off = visits(to)?;
+        if killed {
+            daemon::kill(to)?;
+            daemon::start(to)?;
+        }
+        sleep(COUNT);
+        ensure!(visits(to)? == cut_off, "somebody reaches it");
+        bridge.free_one()?;
+        wait_for(
+            "the client to count again",
+            PATIENCE,
+            || Ok(visits(to)? > cut_off),
+        )?;
+        bridge.remove()?;
+    }
+    counter.stop()?.checked()?;
+    scenario.end()
+}
+
+/// How far the client has counted, as the container itself says.
+fn visits(host: &Host) -> Result<u64> {
+    let answer = host.exec("redis", &["redis-cli", "GET", "visits"])?;
+    answer.trim().parse().with_context(|| answer)
+}
+
+/// A bridge all of whose 1023 ports are taken, by cables from it to itself that are not up.
+struct FullBridge<'a> {
+    host: &'a Host,
+}
+
+impl<'a> FullBridge<'a> {
+    fn make(host: &'a Host) -> Result<Self> {
+        // The uplink has a port already, so the last cables find none.
+        let fill = "seq 512 | sed 's/.*/link add full& group 77 type veth peer name lluf& group 77\\n\
+                    link set full& group 77 master br0\\nlink set lluf& group 77 master br0/' | ip -force -batch -";
+        let filled = host.finish("sh", ["-c", fill], PATIENCE)?.errors();
+        ensure!(
+            filled.contains("Exchange full"),
+            "the bridge is not full: {filled}"
+        );
+        Ok(Self { host })
+    }
+
+    fn free_one(&self) -> Result<()> {
+        self.host.run("ip", ["link", "del", "full1"]).map(drop)
+    }
+
+    fn remove(self) -> Result<()> {
+        self.host.run("ip", ["link", "del", "group", "77"]).map(drop)
+    }
 }
 
 /// Has every connection from here wait long before it sends anything again.

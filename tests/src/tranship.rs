@@ -34,6 +34,9 @@ pub struct Migration {
     pub trees: Vec<Tree>,
     /// The error chain.
     pub error: String,
+    /// What a person should know.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// One measured stretch.

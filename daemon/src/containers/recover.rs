@@ -2,17 +2,21 @@
 //!
 //! ```text
 //!   created                        its start died with the daemon before: taken apart and forgotten
-//!   running, paused, migrating     still there: waited for again; ended meanwhile: exited
+//!   running, paused, migrating     still there: waited for again; ended meanwhile: exited; one that was not put on its network
+//!                                  by the daemon before is put there, unless it is migrating
 //!   exited                         its network is released, if the daemon before did not get to it
 //!   receiving, in doubt            left for the migrations' own recovery, which knows the journal
 //! ```
 
+use std::path::PathBuf;
+
 use tranship_proto::v1::ContainerState;
 
 use super::engine::Containers;
-use super::error::{ContainerError, chain};
+use super::error::{ContainerError, PartError, chain};
 use super::watch::record_step;
 use crate::clock::now_ms;
+use crate::network::NetworkRequest;
 use crate::registry::ContainerRecord;
 use crate::runtime::{self, ExitStatus};
 
@@ -111,8 +115,29 @@ impl Containers {
                 record.state = state;
             }
         };
-        self.change(&record.id, change).await?;
+        let record = self.change(&record.id, change).await?;
+        // One that is on its way to another host may be off its network because it stands still.
+        if matches!(record.state, ContainerState::Running | ContainerState::Paused)
+            && let Err(error) = self.return_to_network(&record, pid).await
+        {
+            tracing::error!(container = %record.name, error = %chain(&error), "the container is not on its network");
+        }
         self.watch(&record.id);
+        Ok(())
+    }
+
+    /// The daemon before may have ended while it tried to put the container on its network.
+    async fn return_to_network(&self, record: &ContainerRecord, pid: i32) -> Result<(), PartError> {
+        let networks = &self.shared.parts.networks;
+        let request = NetworkRequest::parse(&record.spec.network, &record.ip, &record.mac, Vec::new())?;
+        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let Some(attachment) = networks.find(&record.id, &request, &netns).await? else {
+            return Ok(());
+        };
+        if attachment.interface.is_some() && !networks.is_plugged(&attachment).await? {
+            tracing::warn!(container = %record.name, "the container was not on its network");
+            networks.plug_until_it_is_in(&attachment).await?;
+        }
         Ok(())
     }
 

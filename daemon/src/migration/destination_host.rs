@@ -485,7 +485,7 @@ impl DestinationHost for LocalDestination {
         let Some(attachment) = attachment else {
             return Ok(());
         };
-        let plugged = self.shared.networks().plug(&attachment).await;
+        let plugged = self.shared.networks().plug_until_it_is_in(&attachment).await;
         plugged
             .map(drop)
             .map_err(|error| HostError::new("put the container on its network", error))
@@ -539,8 +539,6 @@ impl DestinationHost for LocalDestination {
             });
         };
         self.found_running(pid).await?;
-        // The daemon before may have ended between the release and this.
-        self.plug_network().await?;
         Ok(Inspection::Runs)
     }
 

@@ -19,6 +19,7 @@ pub fn of_source(record: &mut Migration, report: SourceReport) {
     };
     record.blackout_us = report.blackout_us;
     record.total_us = report.total_us;
+    record.warnings.extend(report.warnings);
     record.bytes_sent = report.trees.iter().map(|tree| tree.bytes).sum();
     record.trees = report
         .trees
@@ -54,6 +55,7 @@ pub fn of_destination(record: &mut Migration, report: DestinationReport) {
     record.finished_ms = now_ms();
     record.spans = report.spans;
     record.total_us = report.total_us;
+    record.warnings = report.warnings;
     match report.end {
         DestinationEnd::Runs => record.set_outcome(MigrationOutcome::Done),
         DestinationEnd::Dropped { failure, undo } => {
@@ -185,6 +187,7 @@ mod tests {
             memory_mode: MemoryMode::Live,
             blackout_us: 0,
             total_us: 7,
+            warnings: Vec::new(),
         }
     }
 
@@ -214,6 +217,20 @@ mod tests {
         assert_eq!(record.outcome(), MigrationOutcome::RolledBack);
         assert_eq!(record.error, "drain failed: cannot dump it: io_uring");
         assert_eq!(record.advice, "container web runs at a again");
+    }
+
+    #[test]
+    fn what_the_destination_warns_of_comes_behind_what_the_preflight_found() {
+        let mut record = record();
+        record.warnings = vec!["found before".to_owned()];
+        let done = report(SourceEnd::Done { left: Vec::new() });
+        let warned = SourceReport {
+            warnings: vec!["not on its network".to_owned()],
+            ..done
+        };
+        of_source(&mut record, warned);
+        assert_eq!(record.outcome(), MigrationOutcome::Done);
+        assert_eq!(record.warnings, ["found before", "not on its network"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use tranship_migrate::deadlines::ASK_AGAIN;
-use tranship_migrate::destination::{DestinationEnd, run_from_journal};
+use tranship_migrate::destination::{DestinationEnd, DestinationReport, run_from_journal};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::{DestinationEffect, DestinationHandoff, DestinationStep};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
@@ -179,8 +179,8 @@ impl Conductor {
             tokio::spawn(async move { conductor.go_on(id, record, (host, reserve, newest)).await });
             return Ok(());
         }
-        let end = run_from_journal(id, host, reserve, newest, taken).await;
-        self.close_destination(id, record, end).await;
+        let report = run_from_journal(id, host, reserve, newest, taken).await;
+        self.close_destination(id, record, report).await;
         Ok(())
     }
 
@@ -199,12 +199,13 @@ impl Conductor {
             self.shared.board.take(id);
             return;
         }
-        let end = run_from_journal(id, host, reserve, newest, false).await;
-        self.close_destination(id, record, end).await;
+        let report = run_from_journal(id, host, reserve, newest, false).await;
+        self.close_destination(id, record, report).await;
     }
 
-    async fn close_destination(&self, id: MigrationId, record: Migration, end: DestinationEnd) {
-        match end {
+    async fn close_destination(&self, id: MigrationId, mut record: Migration, report: DestinationReport) {
+        record.warnings = report.warnings;
+        match report.end {
             DestinationEnd::Runs => self.close_received(id, record, true, String::new()).await,
             DestinationEnd::Dropped { failure, .. } => {
                 self.close_received(id, record, false, chain(&failure)).await;

@@ -20,6 +20,8 @@
 //! meanwhile waits there. At its source another tap keeps what comes until the destination has announced the address
 //! ([`Networks::settle`], [`Networks::cut`]). So there is no moment at which a frame finds nobody.
 //!
+//! A container that runs and cannot be plugged in is plugged in later ([`Networks::plug_until_it_is_in`]).
+//!
 //! Nothing is kept in files: the kernel is asked. The host's end of the veth carries the network and the container's id as
 //! its alias, so a daemon that starts again finds everything by [`Networks::find`].
 //!
@@ -27,6 +29,7 @@
 //! NAT, port mappings.
 
 mod address;
+mod again;
 mod arp;
 mod arrivals;
 mod attachment;

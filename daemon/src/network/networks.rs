@@ -11,6 +11,7 @@ use tranship_proto::ids::{ContainerId, Name};
 use tranship_proto::v1;
 
 use super::address;
+use super::again::Attempts;
 use super::attachment::{Attachment, Interface, NetworkRequest};
 use super::cable;
 use super::cut::{self, Announcers};
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     config: BTreeMap<Name, NetworkConfig>,
     pub(super) links: Links,
     announcers: Announcers,
+    pub(super) attempts: Attempts,
     pub(super) holds: Holds,
     /// Addresses that were chosen here, and for whom. Held while one is chosen and while a bridge is made: of two
     /// containers that start at once the second finds what the first has done.
@@ -60,6 +62,7 @@ impl Networks {
             config,
             links: Links::open()?,
             announcers: Announcers::default(),
+            attempts: Attempts::default(),
             holds: Holds::default(),
             changes: Mutex::default(),
         };
@@ -241,6 +244,7 @@ impl Networks {
     /// # Errors
     /// When the link is gone, or the kernel says so.
     pub async fn unplug(&self, attachment: &Attachment) -> Result<Duration, NetworkError> {
+        self.shared.attempts.stop(&attachment.container).await;
         cut::unplug(&self.shared.links, &self.shared.announcers, attachment).await
     }
 
@@ -269,6 +273,7 @@ impl Networks {
     /// # Errors
     /// What the kernel says.
     pub async fn detach(&self, id: &ContainerId) -> Result<(), NetworkError> {
+        self.shared.attempts.stop(id).await;
         self.shared.announcers.stop(id);
         self.let_go(id).await;
         cable::take_away(&self.shared.links, id).await?;

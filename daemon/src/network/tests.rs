@@ -16,6 +16,7 @@ use super::{Attachment, MacAddr, NetworkError, NetworkRequest, Networks};
 use crate::config::{L2Config, NetworkConfig};
 use crate::sys::packet::ArpSocket;
 
+mod again;
 mod hold;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);

@@ -155,6 +155,7 @@ impl Destination {
             spans: self.resume_spans(),
             go_to_running_us: micros(self.go_to_running),
             go_to_answer_us: self.go_at.map_or(0, |go_at| micros(go_at.elapsed())),
+            warnings: self.warnings.clone(),
         };
         if let Err(error) = self.conversation.say(Body::Running(running)).await {
             tracing::warn!(migration_id = %self.migration, error = %chain(&error), "the source was not told; it will ask");
@@ -208,6 +209,11 @@ impl Destination {
 
     async fn inspect(&mut self) -> Result<DestinationEvent, Setback> {
         let inspection = self.host.inspect().await?;
+        if inspection == Inspection::Runs {
+            // The daemon before may have ended between the release and this.
+            let plugged = self.host.plug_network().await;
+            self.note_plugged(plugged);
+        }
         if inspection == Inspection::MayHaveRun {
             let words = "transhipd ended while it let the container run, and the container does not run";
             self.failure = Some(self.failure(HostError::new("find the restored container", words).into()));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tranship_proto::limits::MAX_WARNINGS;
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{Drained, Go, Phase, Running};
 
@@ -185,6 +186,7 @@ impl Source {
                 spans,
                 go_to_running_us,
                 go_to_answer_us,
+                warnings,
             }) => {
                 let go_at = self.go_at.unwrap_or_else(Instant::now);
                 let freeze_to_go = self.frozen_at.map_or(Duration::ZERO, |frozen| go_at - frozen);
@@ -192,6 +194,7 @@ impl Source {
                     blackout_us(freeze_to_go, go_at.elapsed(), go_to_running_us, go_to_answer_us);
                 self.timings.record("go to running", go_at, go_at.elapsed());
                 self.peer_spans.extend(spans);
+                self.warnings.extend(warnings.into_iter().take(MAX_WARNINGS));
                 self.tell(SourceEvent::Heard(Message::Running)).await
             }
             other => Err(unexpected("running", &other).into()),
