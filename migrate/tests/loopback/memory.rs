@@ -9,7 +9,7 @@ use tranship_migrate::host::{MemoryReader, ReadError, RoundFacts};
 use tranship_migrate::transport::PageKeeper;
 use tranship_proto::pages::{PAGE_BYTES, Pages};
 
-use super::Shared;
+use super::world::Shared;
 
 /// Pages of the container.
 const PAGES: u64 = 3000;
@@ -123,7 +123,7 @@ impl MemoryReader for SimulatedMemory {
 }
 
 /// Where the destination keeps pages.
-pub struct Keeper(pub Arc<Mutex<super::World>>);
+pub struct Keeper(pub Arc<Mutex<super::world::World>>);
 
 impl PageKeeper for Keeper {
     fn put(&self, round: u32, pages: &Pages<'_>) -> Result<(), HostError> {

@@ -22,6 +22,9 @@ mod layout;
 use super::layout;
 
 #[cfg(target_arch = "x86_64")]
+#[path = "load.rs"]
+mod load;
+#[cfg(target_arch = "x86_64")]
 #[path = "tracer.rs"]
 mod tracer;
 

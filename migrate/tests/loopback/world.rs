@@ -1,0 +1,50 @@
+//! What the two simulated hosts of a test share.
+
+use std::sync::{Arc, Mutex};
+
+use tranship_migrate::error::HostError;
+use tranship_migrate::handoff::{DestinationStep, SourceStep};
+
+use super::memory::Memories;
+
+/// What both hosts share: who runs, what was journaled, and what is to fail.
+#[derive(Default)]
+pub struct World {
+    pub source_runs: bool,
+    pub source_on_network: bool,
+    pub destination_holds: bool,
+    pub destination_runs: bool,
+    pub destination_on_network: bool,
+    pub destination_dropped: bool,
+    pub copy_removed: bool,
+    pub source_journal: Vec<SourceStep>,
+    pub destination_journal: Vec<DestinationStep>,
+    pub stop_and_copy: bool,
+    pub memories: Memories,
+    pub slowed: bool,
+    pub secured: bool,
+    pub fail: Option<&'static str>,
+    /// After so many times it does not fail any more.
+    pub fail_times: usize,
+    pub calls: Vec<&'static str>,
+}
+
+#[derive(Clone)]
+pub struct Shared(pub Arc<Mutex<World>>);
+
+impl Shared {
+    pub fn enter(&self, call: &'static str) -> Result<(), HostError> {
+        let mut world = self.0.lock().unwrap();
+        world.calls.push(call);
+        if world.fail == Some(call) && world.fail_times > 0 {
+            world.fail_times -= 1;
+            Err(HostError::new(call, "told to fail"))
+        } else {
+            Ok(())
+        }
+    }
+
+    pub fn with<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+        change(&mut self.0.lock().unwrap())
+    }
+}
