@@ -200,12 +200,8 @@ impl Process {
             if !is_followed(&area, reader.sent()) {
                 continue;
             }
-            let mut found = |range| {
-                if let Some(unsettled) = &mut unsettled {
-                    unsettled.fresh.insert(range);
-                }
-            };
-            let all = suspect.iter().any(|range| overlap(range, &area.range));
+            let mut found = note_in(&mut unsettled);
+            let all = overlaps_any(&suspect, &area.range);
             if !follower.send_written(abilities, &area, all, scratch, &mut reader, &mut found)? {
                 unsure.push(area.range.clone());
             }
@@ -315,16 +311,12 @@ impl Process {
         }
         for area in areas {
             let mut runs = Vec::new();
-            let sure = !suspect.iter().any(|range| overlap(range, &area.range));
+            let sure = !overlaps_any(&suspect, &area.range);
             let followed = sure && follower.is_following() && is_followed(&area, reader.sent());
             if !followed && !require_all {
                 continue;
             }
-            let mut found = |range| {
-                if let Some(unsettled) = &mut unsettled {
-                    unsettled.fresh.insert(range);
-                }
-            };
+            let mut found = note_in(&mut unsettled);
             let mut list = Listing {
                 runs: &mut runs,
                 found: &mut found,
@@ -379,8 +371,19 @@ impl Process {
     }
 }
 
-fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
-    one.start < other.end && other.start < one.end
+/// Keeps what a scan finds for a process whose pages may be written without a trace.
+fn note_in(unsettled: &mut Option<Unsettled>) -> impl FnMut(Range<u64>) {
+    move |range| {
+        if let Some(unsettled) = unsettled {
+            unsettled.fresh.insert(range);
+        }
+    }
+}
+
+fn overlaps_any(ranges: &[Range<u64>], other: &Range<u64>) -> bool {
+    ranges
+        .iter()
+        .any(|one| one.start < other.end && other.start < one.end)
 }
 
 #[cfg(test)]
