@@ -155,10 +155,18 @@ pub fn run_redis(host: &Host, name: &str, volume: &str, client: &Host) -> Result
         "no",
     ];
     host.tranship(&[&options[..], &command[..]].concat())?;
-    let address = host.address_of(name, REDIS_PORT)?.to_string();
-    let program = crate::programs::find("tb-client")?;
+    let address = host.address_of(name, REDIS_PORT)?;
     wait_for("Redis to answer", Duration::from_secs(10), || {
-        let asked = client.finish(&program, ["redis", &address, "PING"], Duration::from_secs(5))?;
-        Ok(asked.text() == "PONG")
+        Ok(ask_redis(client, address, "PING")? == "PONG")
     })
+}
+
+/// Asks a Redis one word from another host, and answers what it says; nothing where it does not answer.
+///
+/// # Errors
+/// The program that asks cannot be started or does not end.
+pub fn ask_redis(from: &Host, address: SocketAddr, word: &str) -> Result<String> {
+    let program = programs::find("tb-client")?;
+    let arguments = ["redis".to_owned(), address.to_string(), word.to_owned()];
+    Ok(from.finish(program, arguments, command::SHORT)?.text())
 }
