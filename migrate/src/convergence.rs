@@ -11,6 +11,10 @@ use std::time::Duration;
 /// What a blackout costs that has no memory to send, as long as no migration between the two hosts has shown it.
 pub const ASSUMED_FIXED: Duration = Duration::from_millis(60);
 
+/// What is copied of a container that stands still, in bytes a second: dumped by CRIU, sent and restored. As long as no
+/// migration between the two hosts has shown it; `make bench`'s stop-and-copy figures.
+pub const ASSUMED_COPIED_BYTES_PER_S: u64 = 240_000_000;
+
 /// Time for memory within a blackout below which one more round is not worth it: a round costs about as much.
 const SMALL: Duration = Duration::from_millis(4);
 
@@ -66,8 +70,7 @@ impl Facts {
     /// Time to send what remains.
     #[must_use]
     pub fn memory(&self) -> Duration {
-        let us = u128::from(self.remaining_bytes) * 1_000_000 / u128::from(self.bytes_per_s.max(1));
-        Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX))
+        time_for(self.remaining_bytes, self.bytes_per_s)
     }
 
     /// The blackout if it began now.
@@ -75,6 +78,30 @@ impl Facts {
     pub fn predicted(&self) -> Duration {
         self.fixed.saturating_add(self.memory())
     }
+}
+
+/// A container whose memory is copied while it stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopAndCopy {
+    /// What is to be copied.
+    pub bytes: u64,
+    /// Bytes a second that are dumped, sent and restored.
+    pub bytes_per_s: u64,
+    /// The blackout with nothing to copy.
+    pub fixed: Duration,
+}
+
+impl StopAndCopy {
+    /// The blackout.
+    #[must_use]
+    pub fn predicted(&self) -> Duration {
+        self.fixed.saturating_add(time_for(self.bytes, self.bytes_per_s))
+    }
+}
+
+fn time_for(bytes: u64, bytes_per_s: u64) -> Duration {
+    let us = u128::from(bytes) * 1_000_000 / u128::from(bytes_per_s.max(1));
+    Duration::from_micros(u64::try_from(us).unwrap_or(u64::MAX))
 }
 
 /// What to do next.
@@ -103,6 +130,18 @@ pub enum Unreachable {
         wished: Duration,
         /// What it costs anyway.
         fixed: Duration,
+    },
+    /// All of its memory is copied while it stands still.
+    #[error(
+        "a blackout of {} ms cannot be kept: the container stands still while its {} MiB of memory are copied, which is \
+         about {} ms; allow more with --max-downtime, or use --on-timeout force",
+        wished.as_millis(), copied.bytes >> 20, copied.predicted().as_millis()
+    )]
+    StopAndCopy {
+        /// What was wished for.
+        wished: Duration,
+        /// What is copied.
+        copied: StopAndCopy,
     },
     /// The container writes faster than its memory can be sent.
     #[error(
@@ -136,7 +175,7 @@ impl Unreachable {
     /// Whether it is a matter of time.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        !matches!(self, Self::Fixed { .. })
+        matches!(self, Self::Timeout { .. } | Self::Unsent { .. })
     }
 }
 
@@ -145,8 +184,20 @@ impl Wishes {
     #[must_use]
     pub fn hopeless(&self, fixed: Duration) -> Option<Unreachable> {
         let wished = self.max_downtime;
-        let hopeless = fixed > wished && self.strict && self.on_timeout == OnTimeout::Cancel;
-        hopeless.then_some(Unreachable::Fixed { wished, fixed })
+        self.refuse(fixed).then_some(Unreachable::Fixed { wished, fixed })
+    }
+
+    /// The same for a container that is not moved in rounds.
+    #[must_use]
+    pub fn hopeless_copy(&self, copied: StopAndCopy) -> Option<Unreachable> {
+        let wished = self.max_downtime;
+        self.refuse(copied.predicted())
+            .then_some(Unreachable::StopAndCopy { wished, copied })
+    }
+
+    /// Whether a blackout that is at least so long is to be had at all.
+    fn refuse(&self, least: Duration) -> bool {
+        least > self.max_downtime && self.strict && self.on_timeout == OnTimeout::Cancel
     }
 }
 
@@ -360,7 +411,49 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_copy_that_takes_too_long_is_refused_with_what_it_would_take() {
+        let strict = Wishes {
+            strict: true,
+            ..wishes()
+        };
+        let copied = StopAndCopy {
+            bytes: 1024 * MIB,
+            bytes_per_s: ASSUMED_COPIED_BYTES_PER_S,
+            fixed: ASSUMED_FIXED,
+        };
+        let why = strict.hopeless_copy(copied).expect("a GiB does not fit 100 ms");
+        assert!(!why.is_timeout());
+        let said = why.to_string();
+        let parts = [
+            "100 ms cannot be kept",
+            "1024 MiB",
+            "4533 ms",
+            "--max-downtime",
+            "force",
+        ];
+        assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    }
+
     proptest! {
+        #[test]
+        fn a_copy_is_refused_only_where_a_limit_was_given_and_it_would_break_it(
+            bytes: u64, bytes_per_s: u64, fixed_ms in 0u64..10_000, limit_ms in 1u64..100_000, strict: bool, force: bool,
+        ) {
+            let on_timeout = if force { OnTimeout::Force } else { OnTimeout::Cancel };
+            let max_downtime = Duration::from_millis(limit_ms);
+            let wishes = Wishes { max_downtime, strict, on_timeout, ..wishes() };
+            let copied = StopAndCopy { bytes, bytes_per_s, fixed: Duration::from_millis(fixed_ms) };
+            prop_assert!(copied.predicted() >= copied.fixed);
+            let refused = wishes.hopeless_copy(copied).is_some();
+            prop_assert_eq!(refused, strict && !force && copied.predicted() > max_downtime);
+            // Nothing to copy is what a live move has left at best: the two answers agree there.
+            let nothing = StopAndCopy { bytes: 0, ..copied };
+            let live = wishes.hopeless(copied.fixed).is_some();
+            prop_assert_eq!(wishes.hopeless_copy(nothing).is_some(), live);
+            prop_assert!(refused || !live, "more to copy cannot take less time");
+        }
+
         #[test]
         fn it_never_freezes_above_the_budget_before_time_is_up(
             size in 1u64..1 << 36, rate in 0.0..1e10f64, bytes_per_s in 1e6..1e10f64, slow: bool,

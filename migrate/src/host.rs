@@ -148,6 +148,10 @@ pub trait SourceHost: Send + Sync {
     /// What earlier blackouts between the two hosts cost that had nothing to send; `None` before the first.
     async fn fixed_cost(&self) -> Option<Duration>;
 
+    /// Bytes a second that earlier migrations between the two hosts have copied of containers that stood still, or what is
+    /// assumed before the first.
+    async fn copied_bytes_per_s(&self) -> u64;
+
     /// Holds the container to so many percent of the CPU time it has used since its memory is followed; `None` gives it back
     /// what it may use. Undone by whatever ends the migration.
     async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError>;

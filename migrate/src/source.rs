@@ -20,7 +20,7 @@ use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{Cut, Freezing, MigrationRole, Phase, Ready, Reserve, Round, Seeded, Span};
 
 use crate::control::{Conversation, unexpected};
-use crate::convergence::{ASSUMED_FIXED, Wishes};
+use crate::convergence::{ASSUMED_FIXED, StopAndCopy, Unreachable, Wishes};
 use crate::deadlines::{ASK_AGAIN, IMAGES, REPLY, SYNC};
 use crate::error::{ControlError, Failure, HostError, StepError};
 use crate::handoff::{Message, SourceEvent, SourceHandoff};
@@ -234,11 +234,9 @@ impl Source {
             MemoryMode::Live => self.plan.page_streams.max(1),
             MemoryMode::StopAndCopy(_) => 0,
         };
-        if reserve.page_streams > 0 {
-            self.fixed = host.fixed_cost().await.unwrap_or(ASSUMED_FIXED);
-            if let Some(why) = self.plan.wishes.hopeless(self.fixed) {
-                return Err(why.into());
-            }
+        self.fixed = host.fixed_cost().await.unwrap_or(ASSUMED_FIXED);
+        if let Some(why) = self.out_of_reach(reserve.memory_bytes).await {
+            return Err(why.into());
         }
         let page_streams = reserve.page_streams;
         let epoch = reserve.next_epoch;
@@ -264,6 +262,19 @@ impl Source {
             page_streams: streams,
             next_tree: 0,
         })
+    }
+
+    /// The reason why the wished-for blackout cannot be had from a container with so much memory, where there is one.
+    async fn out_of_reach(&mut self, memory_bytes: u64) -> Option<Unreachable> {
+        let (host, wishes) = (Arc::clone(&self.host), self.plan.wishes);
+        match self.memory_mode {
+            MemoryMode::Live => wishes.hopeless(self.fixed),
+            MemoryMode::StopAndCopy(_) => wishes.hopeless_copy(StopAndCopy {
+                bytes: memory_bytes,
+                bytes_per_s: host.copied_bytes_per_s().await,
+                fixed: self.fixed,
+            }),
+        }
     }
 
     async fn open_stream(

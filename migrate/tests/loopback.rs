@@ -16,12 +16,15 @@ mod world;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use destination::SimulatedDestination;
-use run::{Outcome, migrate, migrate_in};
+use run::{Outcome, WISHES, migrate, migrate_in};
 use source::reservation;
 use tempfile::TempDir;
+use tranship_migrate::convergence::{OnTimeout, Wishes};
 use tranship_migrate::destination::{DestinationEnd, run_from_journal};
+use tranship_migrate::error::chain;
 use tranship_migrate::handoff::{DestinationStep, SourceStep};
 use tranship_migrate::host::MemoryMode;
 use tranship_migrate::source::SourceEnd;
@@ -203,6 +206,42 @@ async fn a_kernel_that_cannot_follow_memory_still_moves_containers() {
         MemoryMode::StopAndCopy("told to".to_owned())
     );
     assert!(outcome.source.rounds.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_breaks_a_limit_is_refused_before_anything_is_asked_of_the_destination() {
+    let asked = |memory_bytes: u64, strict: bool, on_timeout: OnTimeout| World {
+        stop_and_copy: true,
+        memory_bytes,
+        wishes: Some(Wishes {
+            max_downtime: Duration::from_secs(1),
+            strict,
+            on_timeout,
+            ..WISHES
+        }),
+        ..World::default()
+    };
+    let refused = migrate_in(asked(1 << 30, true, OnTimeout::Cancel), None, false).await;
+    let SourceEnd::Failed { failure, undo } = &refused.source.end else {
+        panic!("{:?}", refused.source.end);
+    };
+    let said = chain(failure);
+    let parts = ["1000 ms cannot be kept", "1024 MiB", "10300 ms"];
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    assert!(undo.is_empty() && refused.destination.is_none() && refused.source.trees.is_empty());
+    assert_one_owner(&refused, "refused");
+    let calls = refused.world.with(|world| world.calls.clone());
+    assert!(!calls.contains(&"freeze"), "{calls:?}");
+    // What fits, what nobody insists on, and what is to be forced.
+    for world in [
+        asked(64 << 20, true, OnTimeout::Cancel),
+        asked(1 << 30, false, OnTimeout::Cancel),
+        asked(1 << 30, true, OnTimeout::Force),
+    ] {
+        let outcome = migrate_in(world, None, false).await;
+        assert!(matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()));
+        assert_one_owner(&outcome, "allowed");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,6 +19,9 @@ const PAGE_STREAMS: u32 = 2;
 /// Earlier migrations that are looked at.
 const HISTORY: usize = 7;
 
+/// Less than this says nothing about how fast a container is copied: the blackout is about something else then.
+const TELLING_BYTES: u64 = 64 << 20;
+
 /// Stretches of the blackout that depend on how much memory was written last.
 const GROWING: [&str; 2] = ["list of pages", "send memory"];
 
@@ -89,6 +92,32 @@ pub fn fixed_cost(records: &[Migration], destination: &str) -> Option<Duration> 
     Some(Duration::from_micros(*median))
 }
 
+/// What stop-and-copy migrations to `destination` have copied while the container stood still, in bytes a second: the median of
+/// the newest that tell anything. `records` are oldest first.
+#[must_use]
+pub fn copied_bytes_per_s(records: &[Migration], destination: &str) -> Option<u64> {
+    let images = |record: &Migration| {
+        let trees = record.trees.iter().filter(|tree| tree.tree == "images");
+        trees.map(|tree| tree.bytes).sum::<u64>()
+    };
+    let tells = |record: &&Migration| {
+        record.outcome() == MigrationOutcome::Done
+            && record.destination == destination
+            && record.blackout_us > 0
+            && record.rounds.is_empty()
+            && images(record) >= TELLING_BYTES
+    };
+    let mut rates: Vec<u64> = records
+        .iter()
+        .rev()
+        .filter(tells)
+        .take(HISTORY)
+        .map(|record| images(record).saturating_mul(1_000_000) / record.blackout_us)
+        .collect();
+    rates.sort_unstable();
+    rates.get(rates.len() / 2).copied()
+}
+
 fn growing_us(spans: &[Span]) -> u64 {
     let grows = |span: &&Span| GROWING.contains(&span.name.as_str());
     spans.iter().filter(grows).map(|span| span.duration_us).sum()
@@ -96,7 +125,7 @@ fn growing_us(spans: &[Span]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use tranship_proto::v1::Round;
+    use tranship_proto::v1::{Round, TreeBytes};
 
     use super::*;
 
@@ -149,5 +178,34 @@ mod tests {
         ];
         assert_eq!(fixed_cost(&records, "b"), Some(Duration::from_millis(70)));
         assert_eq!(fixed_cost(&records, "d"), None);
+    }
+
+    #[test]
+    fn how_fast_a_container_is_copied_is_the_median_of_those_that_were_large() {
+        let record = |to: &str, mib: u64, blackout_ms: u64| Migration {
+            destination: to.into(),
+            outcome: MigrationOutcome::Done.into(),
+            blackout_us: blackout_ms * 1000,
+            trees: vec![TreeBytes {
+                tree: "images".into(),
+                bytes: mib << 20,
+                ..TreeBytes::default()
+            }],
+            ..Migration::default()
+        };
+        let live = Migration {
+            rounds: vec![Round::default()],
+            ..record("b", 4096, 1)
+        };
+        let records = [
+            record("b", 100, 1000),
+            record("b", 1, 1),
+            record("c", 4096, 1),
+            live,
+            record("b", 300, 1000),
+            record("b", 200, 1000),
+        ];
+        assert_eq!(copied_bytes_per_s(&records, "b"), Some(200 << 20));
+        assert_eq!(copied_bytes_per_s(&records, "d"), None);
     }
 }

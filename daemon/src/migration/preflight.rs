@@ -7,6 +7,7 @@ use tranship_checkpoint::cgroup::CgroupVersion;
 use tranship_checkpoint::criu::probe::probe_runc;
 use tranship_checkpoint::criu::{cpuinfo_check, cpuinfo_dump, probe};
 use tranship_checkpoint::memory::{Untracked, supported, untracked};
+use tranship_migrate::convergence::ASSUMED_COPIED_BYTES_PER_S;
 use tranship_migrate::deadlines::REPLY;
 use tranship_migrate::error::chain;
 use tranship_migrate::preflight::{DestinationFacts, blockers};
@@ -24,9 +25,8 @@ const STOP_AND_COPY_PERCENT: u64 = 200;
 /// See [`STOP_AND_COPY_PERCENT`].
 const LIVE_PERCENT: u64 = 130;
 
-/// What shared memory costs inside the blackout, in bytes a millisecond: dumped by CRIU, sent, and restored. `make bench`'s
-/// stop-and-copy figures.
-const SHARED_BYTES_PER_MS: u64 = 240_000;
+/// What shared memory costs inside the blackout, in bytes a millisecond.
+const SHARED_BYTES_PER_MS: u64 = ASSUMED_COPIED_BYTES_PER_S / 1000;
 
 /// Shared memory that is not worth a word.
 const SHARED_WORTH_A_WORD: u64 = 4 << 20;

@@ -14,6 +14,7 @@ use tranship_checkpoint::memory;
 use tranship_checkpoint::memory::fill::filling;
 use tranship_checkpoint::process_tree;
 use tranship_checkpoint::throttle::yield_cpus;
+use tranship_migrate::convergence::ASSUMED_COPIED_BYTES_PER_S;
 use tranship_migrate::deadlines::{FILLING, FREEZE, IMAGES, REPLY};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::SourceStep;
@@ -22,7 +23,7 @@ use tranship_migrate::host::{
 };
 use tranship_migrate::trees::{Tree, TreeName};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
-use tranship_proto::v1::{MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
+use tranship_proto::v1::{Migration, MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
 
 use super::conductor::Shared;
 use super::cpu::{CpuShare, full_speed};
@@ -30,7 +31,7 @@ use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_stagi
 use super::journal::Journal;
 use super::log;
 use super::memory::LocalMemory;
-use super::plan::fixed_cost;
+use super::plan::{copied_bytes_per_s, fixed_cost};
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
 use crate::network::{self, Attachment, NetworkRequest};
@@ -244,9 +245,12 @@ impl SourceHost for LocalSource {
     }
 
     async fn fixed_cost(&self) -> Option<Duration> {
-        let stored = self.shared.registry().migrations().list().await.ok()?;
-        let records: Vec<_> = stored.into_iter().map(|record| record.migration).collect();
-        fixed_cost(&records, self.destination.as_str())
+        fixed_cost(&self.shared.earlier().await, self.destination.as_str())
+    }
+
+    async fn copied_bytes_per_s(&self) -> u64 {
+        let shown = copied_bytes_per_s(&self.shared.earlier().await, self.destination.as_str());
+        shown.unwrap_or(ASSUMED_COPIED_BYTES_PER_S)
     }
 
     async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError> {
@@ -452,6 +456,12 @@ impl SourceHost for LocalSource {
 }
 
 impl Shared {
+    /// The migrations this host has on record; none where they cannot be read.
+    async fn earlier(&self) -> Vec<Migration> {
+        let stored = self.registry().migrations().list().await.unwrap_or_default();
+        stored.into_iter().map(|record| record.migration).collect()
+    }
+
     /// The place in its network that a container of this host has.
     ///
     /// # Errors

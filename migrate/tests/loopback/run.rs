@@ -20,6 +20,14 @@ use super::destination::SimulatedDestination;
 use super::source::SimulatedSource;
 use super::world::{Shared, World};
 
+/// What a person wants who asks for nothing.
+pub const WISHES: Wishes = Wishes {
+    max_downtime: Duration::from_millis(100),
+    strict: false,
+    timeout: Duration::from_secs(60),
+    on_timeout: OnTimeout::Cancel,
+};
+
 /// One end of a control connection that can be cut before the message of a certain name.
 struct Wire {
     out: mpsc::Sender<MigrateMessage>,
@@ -129,12 +137,7 @@ pub async fn migrate_in(world: World, cut_before: Option<&'static str>, cancel: 
     let (_cancel, cancelled) = watch::channel(cancel);
     let conversation = Conversation::new(migration, Box::new(wire));
     let plan = Plan {
-        wishes: Wishes {
-            max_downtime: Duration::from_millis(100),
-            strict: false,
-            timeout: Duration::from_secs(60),
-            on_timeout: OnTimeout::Cancel,
-        },
+        wishes: world.with(|world| world.wishes).unwrap_or(WISHES),
         page_streams: 2,
         max_bandwidth: 0,
     };

@@ -36,7 +36,10 @@ pub struct SimulatedSource {
 impl SourceHost for SimulatedSource {
     async fn describe(&self) -> Result<Reserve, HostError> {
         self.world.enter("describe")?;
-        Ok(reservation())
+        Ok(Reserve {
+            memory_bytes: self.world.with(|world| world.memory_bytes),
+            ..reservation()
+        })
     }
 
     async fn record(&self, step: SourceStep) -> Result<(), HostError> {
@@ -67,6 +70,10 @@ impl SourceHost for SimulatedSource {
 
     async fn fixed_cost(&self) -> Option<Duration> {
         None
+    }
+
+    async fn copied_bytes_per_s(&self) -> u64 {
+        100 << 20
     }
 
     async fn slow_down(&self, percent: Option<u8>) -> Result<(), HostError> {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use tranship_migrate::convergence::Wishes;
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, SourceStep};
 
@@ -20,6 +21,9 @@ pub struct World {
     pub source_journal: Vec<SourceStep>,
     pub destination_journal: Vec<DestinationStep>,
     pub stop_and_copy: bool,
+    pub memory_bytes: u64,
+    /// What a person asks for; nothing for 100 ms that nobody insists on.
+    pub wishes: Option<Wishes>,
     pub memories: Memories,
     pub slowed: bool,
     pub secured: bool,
