@@ -73,6 +73,8 @@ pub struct Destination {
     reserve: Reserve,
     /// What the source is told when everything is reserved.
     reserved: Reserved,
+    /// Memory was to come by itself and comes inside the images after all.
+    memory_in_images: bool,
     held: Option<Box<dyn HeldRestore>>,
     /// When it was known that the source has committed, and how long it took from then until the tasks ran.
     go_at: Option<Instant>,
@@ -123,6 +125,7 @@ impl Destination {
             handoff: DestinationHandoff::default(),
             reserve: Reserve::default(),
             reserved: Reserved::default(),
+            memory_in_images: false,
             held: None,
             go_at: None,
             go_to_running: Duration::ZERO,
@@ -221,6 +224,7 @@ impl Destination {
 
     async fn prepare_restore(&mut self, standby: &Standby) -> Result<(), StepError> {
         let host = Arc::clone(&self.host);
+        self.memory_in_images |= standby.memory_in_images;
         self.timings
             .measure("prepare the restore", host.prepare_restore(standby))
             .await?;
@@ -256,7 +260,8 @@ impl Destination {
             let cause = StepError::Digest;
             return Err(Setback { event, cause });
         }
-        if self.trees.iter().any(|tree| tree.name == TreeName::Memory) {
+        let beside = self.trees.iter().any(|tree| tree.name == TreeName::Memory);
+        if beside && !self.memory_in_images {
             let host = Arc::clone(&self.host);
             self.timings
                 .measure("all pages are there", host.memory_complete())

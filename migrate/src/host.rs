@@ -1,6 +1,7 @@
 //! What a daemon does for its role in a migration. The roles decide what happens and in which order; these traits say
 //! what is asked of the host. Every method may be called again after it failed, unless it says otherwise.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,6 +96,15 @@ pub enum MemoryMode {
     StopAndCopy(String),
 }
 
+impl fmt::Display for MemoryMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Live => f.write_str("live"),
+            Self::StopAndCopy(why) => write!(f, "stop and copy: {why}"),
+        }
+    }
+}
+
 /// The images of a frozen container.
 #[derive(Clone, Debug)]
 pub struct DumpedImages {
@@ -165,8 +175,9 @@ pub trait SourceHost: Send + Sync {
     /// What the destination must know to have its restore started before there is anything to restore.
     async fn standby(&self) -> Result<Standby, HostError>;
 
-    /// Does everything of the dump that can be done while the container runs.
-    async fn prepare_dump(&self) -> Result<(), HostError>;
+    /// Does everything of the dump that can be done while the container runs. Answers how the memory goes with it: it may
+    /// turn out only here that it cannot be left out of the images.
+    async fn prepare_dump(&self) -> Result<MemoryMode, HostError>;
 
     /// Stops every task of the container by its cgroup's freezer.
     async fn freeze(&self) -> Result<(), HostError>;
@@ -225,6 +236,8 @@ pub enum Event<'a> {
     Round(&'a Round),
     /// Where the rounds stand.
     Progress(&'a Progress),
+    /// The memory moves in another way than was meant.
+    MemoryMode(&'a MemoryMode),
 }
 
 /// A restored container whose tasks have not run.
@@ -277,7 +290,8 @@ pub trait DestinationHost: Send + Sync {
     async fn record(&self, step: DestinationStep) -> Result<(), HostError>;
 
     /// Does everything of the restore that can be done without the images and the writable layer. What was prepared and
-    /// is not used goes with [`DestinationHost::drop_all`].
+    /// is not used goes with [`DestinationHost::drop_all`], or when this is called again. Pages of memory that have come are
+    /// dropped where memory is to come inside the images.
     async fn prepare_restore(&self, standby: &Standby) -> Result<(), HostError>;
 
     /// Brings all that has arrived to stable storage, and makes certain that no page is missing which the images name.

@@ -99,6 +99,8 @@ pub struct Source {
     plan: Plan,
     /// The blackout with nothing to send.
     fixed: Duration,
+    /// What the container had in the beginning.
+    memory_bytes: u64,
     memory_mode: MemoryMode,
     memory: Option<Memory>,
     rounds: Vec<Round>,
@@ -171,6 +173,7 @@ impl Source {
             stop: Stop::new(cancelled, &plan.wishes),
             plan,
             fixed: ASSUMED_FIXED,
+            memory_bytes: 0,
             memory_mode: MemoryMode::StopAndCopy("nothing was asked yet".to_owned()),
             memory: None,
             rounds: Vec::new(),
@@ -230,12 +233,14 @@ impl Source {
             why = self.stop.wanted() => return Err(why.into()),
         };
         self.memory_mode = self.host.memory_mode().await;
+        tracing::info!(migration_id = %self.migration, memory = %self.memory_mode, "how the memory moves");
         reserve.page_streams = match &self.memory_mode {
             MemoryMode::Live => self.plan.page_streams.max(1),
             MemoryMode::StopAndCopy(_) => 0,
         };
         self.fixed = host.fixed_cost().await.unwrap_or(ASSUMED_FIXED);
-        if let Some(why) = self.out_of_reach(reserve.memory_bytes).await {
+        self.memory_bytes = reserve.memory_bytes;
+        if let Some(why) = self.out_of_reach().await {
             return Err(why.into());
         }
         let page_streams = reserve.page_streams;
@@ -265,12 +270,12 @@ impl Source {
     }
 
     /// The reason why the wished-for blackout cannot be had from a container with so much memory, where there is one.
-    async fn out_of_reach(&mut self, memory_bytes: u64) -> Option<Unreachable> {
+    async fn out_of_reach(&mut self) -> Option<Unreachable> {
         let (host, wishes) = (Arc::clone(&self.host), self.plan.wishes);
         match self.memory_mode {
             MemoryMode::Live => wishes.hopeless(self.fixed),
             MemoryMode::StopAndCopy(_) => wishes.hopeless_copy(StopAndCopy {
-                bytes: memory_bytes,
+                bytes: self.memory_bytes,
                 bytes_per_s: host.copied_bytes_per_s().await,
                 fixed: self.fixed,
             }),

@@ -245,6 +245,53 @@ async fn a_copy_that_breaks_a_limit_is_refused_before_anything_is_asked_of_the_d
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_that_cannot_leave_memory_out_takes_it_along() {
+    let world = World {
+        stop_and_copy_late: true,
+        ..World::default()
+    };
+    let outcome = migrate_in(world, None, false).await;
+    assert!(matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()));
+    assert_one_owner(&outcome, "stop and copy after rounds");
+    assert_eq!(
+        outcome.source.memory_mode.to_string(),
+        "stop and copy: found out late"
+    );
+    let rounds = outcome.source.rounds.iter();
+    assert!(rounds.len() > 0 && rounds.into_iter().all(|round| !round.frozen));
+    outcome.world.with(|world| {
+        assert!(world.memory_in_images);
+        let prepared = world.calls.iter().filter(|call| **call == "prepare restore");
+        assert_eq!(prepared.count(), 2, "{:?}", world.calls);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_that_takes_memory_along_keeps_the_limit_too() {
+    let world = World {
+        stop_and_copy_late: true,
+        memory_bytes: 1 << 30,
+        wishes: Some(Wishes {
+            strict: true,
+            ..WISHES
+        }),
+        ..World::default()
+    };
+    let outcome = migrate_in(world, None, false).await;
+    let SourceEnd::Failed { failure, undo } = &outcome.source.end else {
+        panic!("{:?}", outcome.source.end);
+    };
+    assert!(
+        undo.is_empty() && chain(failure).contains("1024 MiB"),
+        "{failure:?}"
+    );
+    assert_one_owner(&outcome, "refused after rounds");
+    outcome
+        .world
+        .with(|world| assert!(world.source_runs && !world.calls.contains(&"freeze")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_nobody_knows_of_keeps_the_copy_frozen() {
     let outcome = migrate(Some("commit fsync"), None, false).await;
     assert!(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use crate::sys::view::View;
 use crate::version::{MINIMUM_CRIU, MINIMUM_RUNC, Version};
 
 /// How long one question to CRIU or runc may take. `criu check` runs through every feature in some 100 ms.
@@ -109,6 +110,20 @@ pub async fn probe(criu: &Path) -> Result<CriuInfo, ProbeError> {
     })
 }
 
+/// Whether this CRIU loads the library that hides memory from it, which a dump of state alone needs. One that is linked
+/// statically does not, nor one that is started without the variable that names the library, nor one of another name.
+///
+/// # Errors
+/// It cannot be run to its end.
+pub async fn loads_view(criu: &Path) -> io::Result<bool> {
+    let view = View::create()?;
+    let mut command = std::process::Command::new(criu);
+    command.arg("--version");
+    view.give_to(&mut command, Path::new(RUN_DIR));
+    finish(command.into(), LIMIT).await?;
+    Ok(view.wait_loaded(Duration::ZERO))
+}
+
 /// The version of a runc that is new enough.
 pub async fn probe_runc(runc: &Path) -> Result<Version, ProbeError> {
     version_of(runc, MINIMUM_RUNC, Version::of_runc).await
@@ -174,8 +189,13 @@ pub(super) async fn run_criu(
 }
 
 async fn run(program: &Path, arguments: &[&str], limit: Duration) -> io::Result<Output> {
-    let mut child = Command::new(program)
-        .args(arguments)
+    let mut command = Command::new(program);
+    command.args(arguments);
+    finish(command, limit).await
+}
+
+async fn finish(mut command: Command, limit: Duration) -> io::Result<Output> {
+    let mut child = command
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -205,7 +225,7 @@ async fn run(program: &Path, arguments: &[&str], limit: Duration) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use super::{ProbeError, cache_warnings, probe, probe_runc, run};
+    use super::{ProbeError, cache_warnings, loads_view, probe, probe_runc, run};
     use std::io;
     use std::path::Path;
     use std::time::Duration;
@@ -216,6 +236,20 @@ mod tests {
         assert!(matches!(missing, Err(ProbeError::Run { .. })));
         let other = probe_runc(Path::new("/bin/true")).await;
         assert!(matches!(other, Err(ProbeError::NoVersion { .. })), "{other:?}");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_started_without_the_variable_does_not_load_the_library() {
+        let directory = tempfile::tempdir().unwrap();
+        let criu = directory.path().join("criu");
+        std::fs::copy("/bin/true", &criu).unwrap();
+        assert!(loads_view(&criu).await.unwrap());
+        let wrapper = directory.path().join("wrapper");
+        let script = format!("#!/bin/sh\nunset LD_PRELOAD\nexec {} \"$@\"\n", criu.display());
+        std::fs::write(&wrapper, script).unwrap();
+        std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(!loads_view(&wrapper).await.unwrap());
+        assert!(loads_view(Path::new("/nonexistent/criu")).await.is_err());
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use tranship_proto::v1::{ContainerState, InfoReply};
 use super::status;
 use crate::containers::chain;
 use crate::daemon::Daemon;
+use crate::migration::mode;
 
 /// Where runc looks for the cgroup hierarchies.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -54,10 +55,7 @@ pub async fn info(daemon: &Daemon) -> Result<InfoReply, Status> {
         warnings,
         peer_address: daemon.peers.address().unwrap_or_default(),
         memory_bytes: memory_bytes(),
-        memory_mode: match tranship_checkpoint::memory::supported() {
-            Ok(()) => "live".to_owned(),
-            Err(error) => format!("stop and copy: {error}"),
-        },
+        memory_mode: mode::of_this_host(&daemon.config.criu).await.to_string(),
         cpus: std::thread::available_parallelism().map_or(0, |cpus| count(cpus.get())),
     })
 }

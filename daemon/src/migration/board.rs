@@ -56,6 +56,7 @@ impl Board {
             }
             Event::Round(round) => record.rounds.push(**round),
             Event::Progress(progress) => record.progress = Some(**progress),
+            Event::MemoryMode(mode) => record.memory_mode = mode.to_string(),
         });
     }
 

@@ -319,14 +319,15 @@ impl Conductor {
         });
         record.advice = if fits {
             format!(
-                "{} would take container {}; nothing was changed",
-                record.destination, record.container_name
+                "{} would take container {}, memory {}; nothing was changed",
+                record.destination, record.container_name, checked.memory_mode
             )
         } else {
             outcome::refused_advice(&record)
         };
         record.blockers = checked.blockers;
         record.warnings = checked.warnings;
+        record.memory_mode = checked.memory_mode.to_string();
         record.finished_ms = now_ms();
         record
     }
@@ -348,6 +349,9 @@ impl Conductor {
         match checked {
             Some(checked) if checked.blockers.is_empty() => {
                 record.warnings.clone_from(&checked.warnings);
+                record.memory_mode = checked.memory_mode.to_string();
+                let mode = record.memory_mode.clone();
+                shared.board.change(id, |shown| shown.memory_mode = mode);
                 let asked = (checked, plan, cancelled);
                 record = self.source(id, record, &container, asked).await;
             }
@@ -435,7 +439,7 @@ impl Conductor {
             id,
             anatomy,
             destination.clone(),
-            checked.no_live_memory,
+            checked.memory_mode,
         )?;
         let call =
             |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("call the destination", error);

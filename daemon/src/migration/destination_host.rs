@@ -428,6 +428,14 @@ impl DestinationHost for LocalDestination {
     }
 
     async fn prepare_restore(&self, standby: &Standby) -> Result<(), HostError> {
+        let earlier = self.standing_by.lock().await.take();
+        if let Some(earlier) = earlier {
+            earlier.give_up().await;
+        }
+        if standby.memory_in_images {
+            self.memory.lock().await.take();
+            Arrived::forget(&self.staging()).await?;
+        }
         let begun = self.begin_restore(Some(standby)).await?;
         *self.standing_by.lock().await = Some(begun);
         Ok(())

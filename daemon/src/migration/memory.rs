@@ -126,6 +126,21 @@ impl Arrived {
         })
     }
 
+    /// Removes the store from a migration's staging, with all that has arrived.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub async fn forget(staging: &Path) -> Result<(), HostError> {
+        let store = store_dir(staging);
+        let removed = crate::blocking::run(move || match std::fs::remove_dir_all(store) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        });
+        removed
+            .await
+            .map_err(|error| HostError::new("remove memory that is of no use", error))
+    }
+
     /// Where arriving pages go.
     #[must_use]
     pub fn keeper(&self) -> Arc<dyn PageKeeper> {

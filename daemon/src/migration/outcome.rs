@@ -2,7 +2,6 @@
 
 use tranship_migrate::destination::{DestinationEnd, DestinationReport};
 use tranship_migrate::error::{Failure, HostError, chain};
-use tranship_migrate::host::MemoryMode;
 use tranship_migrate::source::{SourceEnd, SourceReport};
 use tranship_proto::v1::{Migration, MigrationOutcome, TreeBytes};
 
@@ -13,10 +12,7 @@ pub fn of_source(record: &mut Migration, report: SourceReport) {
     record.finished_ms = now_ms();
     record.spans = report.spans;
     record.rounds = report.rounds;
-    record.memory_mode = match report.memory_mode {
-        MemoryMode::Live => "live".to_owned(),
-        MemoryMode::StopAndCopy(why) => format!("stop and copy: {why}"),
-    };
+    record.memory_mode = report.memory_mode.to_string();
     record.blackout_us = report.blackout_us;
     record.total_us = report.total_us;
     record.warnings.extend(report.warnings);
@@ -174,6 +170,7 @@ fn with_undo(mut text: String, undo: &[HostError]) -> String {
 #[cfg(test)]
 mod tests {
     use tranship_migrate::error::StepError;
+    use tranship_migrate::host::MemoryMode;
     use tranship_proto::v1::Phase;
 
     use super::*;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tranship_migrate::convergence::{OnTimeout, Wishes};
+use tranship_migrate::host::MemoryMode;
 use tranship_migrate::source::Plan;
 use tranship_proto::limits::MAX_PAGE_STREAMS;
 use tranship_proto::v1::{Migration, MigrationOptions, MigrationOutcome, Span};
@@ -78,7 +79,7 @@ pub fn fixed_cost(records: &[Migration], destination: &str) -> Option<Duration> 
         record.outcome() == MigrationOutcome::Done
             && record.destination == destination
             && record.blackout_us > 0
-            && !record.rounds.is_empty()
+            && record.memory_mode == MemoryMode::Live.to_string()
     };
     let mut costs: Vec<u64> = records
         .iter()
@@ -104,7 +105,7 @@ pub fn copied_bytes_per_s(records: &[Migration], destination: &str) -> Option<u6
         record.outcome() == MigrationOutcome::Done
             && record.destination == destination
             && record.blackout_us > 0
-            && record.rounds.is_empty()
+            && record.memory_mode != MemoryMode::Live.to_string()
             && images(record) >= TELLING_BYTES
     };
     let mut rates: Vec<u64> = records
@@ -125,7 +126,7 @@ fn growing_us(spans: &[Span]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use tranship_proto::v1::{Round, TreeBytes};
+    use tranship_proto::v1::TreeBytes;
 
     use super::*;
 
@@ -162,7 +163,7 @@ mod tests {
             destination: to.into(),
             outcome: MigrationOutcome::Done.into(),
             blackout_us,
-            rounds: vec![Round::default()],
+            memory_mode: "live".into(),
             spans: vec![Span {
                 name: "send memory".into(),
                 duration_us: memory_us,
@@ -194,7 +195,7 @@ mod tests {
             ..Migration::default()
         };
         let live = Migration {
-            rounds: vec![Round::default()],
+            memory_mode: "live".into(),
             ..record("b", 4096, 1)
         };
         let records = [

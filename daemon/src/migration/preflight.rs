@@ -10,12 +10,14 @@ use tranship_checkpoint::memory::{Untracked, supported, untracked};
 use tranship_migrate::convergence::ASSUMED_COPIED_BYTES_PER_S;
 use tranship_migrate::deadlines::REPLY;
 use tranship_migrate::error::chain;
+use tranship_migrate::host::MemoryMode;
 use tranship_migrate::preflight::{DestinationFacts, blockers};
 use tranship_proto::ids::{ContainerId, Name};
 use tranship_proto::v1::{ContainerState, MountKind, PreflightReply, PreflightRequest};
 use tranship_proto::version;
 
 use super::conductor::Shared;
+use super::mode;
 use super::usage::{memory_available_bytes, tree_bytes};
 use crate::containers::Anatomy;
 
@@ -34,7 +36,7 @@ const SHARED_WORTH_A_WORD: u64 = 4 << 20;
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a preflight found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Checked {
     /// Every reason why the container cannot move.
     pub blockers: Vec<String>,
@@ -42,20 +44,33 @@ pub struct Checked {
     pub warnings: Vec<String>,
     /// The destination, where it exists.
     pub destination: Option<Name>,
-    /// Why the destination cannot fill in memory that arrives in rounds; empty when it can.
-    pub no_live_memory: String,
+    /// How the memory would move: what both hosts can do.
+    pub memory_mode: MemoryMode,
+}
+
+impl Checked {
+    /// What the destination says of memory that arrives in rounds; `why` it cannot be filled in there is empty when it can.
+    fn cannot_fill(&mut self, host: &str, why: &str) {
+        if self.memory_mode == MemoryMode::Live && !why.is_empty() {
+            self.memory_mode = MemoryMode::StopAndCopy(format!("{host}: {why}"));
+        }
+    }
 }
 
 impl Shared {
     /// Asks both hosts whether the container can move to the host called `destination`.
     pub async fn preflight(&self, container: &ContainerId, destination: &str) -> Checked {
-        let mut checked = Checked::default();
+        let mut checked = Checked {
+            blockers: Vec::new(),
+            warnings: Vec::new(),
+            destination: None,
+            memory_mode: mode::of_this_host(&self.criu).await,
+        };
         match self.known_host(destination) {
             Ok(host) => checked.destination = Some(host),
             Err(reason) => checked.blockers.push(reason),
         }
-        checked.warnings = self.memory_warnings(container);
-        match self.question(container).await {
+        match self.question(container, &checked.memory_mode).await {
             Err(error) => checked.blockers.push(chain(error.as_ref())),
             Ok((request, mut here)) => {
                 checked.blockers.append(&mut here);
@@ -65,12 +80,15 @@ impl Shared {
                         Ok(mut reply) => {
                             checked.blockers.append(&mut reply.blockers);
                             checked.warnings.append(&mut reply.warnings);
-                            checked.no_live_memory = reply.no_live_memory;
+                            let host = host.clone();
+                            checked.cannot_fill(host.as_str(), &reply.no_live_memory);
                         }
                     }
                 }
             }
         }
+        let of_memory = self.memory_warnings(container, &checked.memory_mode);
+        checked.warnings.splice(..0, of_memory);
         checked
     }
 
@@ -95,7 +113,11 @@ impl Shared {
     }
 
     /// What the destination is told, and the reasons that this host finds by itself.
-    async fn question(&self, container: &ContainerId) -> Result<(PreflightRequest, Vec<String>), AnyError> {
+    async fn question(
+        &self,
+        container: &ContainerId,
+        mode: &MemoryMode,
+    ) -> Result<(PreflightRequest, Vec<String>), AnyError> {
         let anatomy = self.containers.anatomy(container).await?;
         let mut reasons = Vec::new();
         let state = anatomy.record.state;
@@ -126,7 +148,7 @@ impl Shared {
         };
         reasons.extend(self.shared_volumes(&anatomy).await?);
         let disk_bytes = files_bytes(&anatomy).await?;
-        let memory_bytes = self.memory_needed(&anatomy.paths.cgroup);
+        let memory_bytes = self.memory_needed(&anatomy.paths.cgroup, mode);
         let record = &anatomy.record;
         let request = PreflightRequest {
             protocol_version: version::NEWEST,
@@ -148,26 +170,26 @@ impl Shared {
     }
 
     /// Bytes of memory that the destination needs for a container in this cgroup.
-    fn memory_needed(&self, cgroup: &str) -> u64 {
+    fn memory_needed(&self, cgroup: &str, mode: &MemoryMode) -> u64 {
         // One that does not run has no memory to move.
         let all = self.memory_of(cgroup).unwrap_or_default();
-        let inside_images = match supported() {
-            Ok(()) => untracked(cgroup)
+        let inside_images = match mode {
+            MemoryMode::Live => untracked(cgroup)
                 .unwrap_or_default()
                 .iter()
                 .map(|found| found.bytes)
                 .sum(),
-            Err(_) => all,
+            MemoryMode::StopAndCopy(_) => all,
         };
         let inside_images = all.min(inside_images);
         inside_images / 100 * STOP_AND_COPY_PERCENT + (all - inside_images) / 100 * LIVE_PERCENT
     }
 
     /// What of the container's memory cannot be sent while it runs, and what that costs.
-    fn memory_warnings(&self, container: &ContainerId) -> Vec<String> {
-        if let Err(error) = supported() {
+    fn memory_warnings(&self, container: &ContainerId, mode: &MemoryMode) -> Vec<String> {
+        if let MemoryMode::StopAndCopy(why) = mode {
             return vec![format!(
-                "{error}: the container stands still while its memory is copied"
+                "stop and copy: the container stands still while its memory is copied, because {why}"
             )];
         }
         let cgroup = self.containers.paths(container).cgroup;

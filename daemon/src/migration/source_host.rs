@@ -10,7 +10,6 @@ use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
 use tranship_checkpoint::criu::{Dump, Memory, journal_of};
 use tranship_checkpoint::freeze::Freezer;
-use tranship_checkpoint::memory;
 use tranship_checkpoint::memory::fill::filling;
 use tranship_checkpoint::process_tree;
 use tranship_checkpoint::throttle::yield_cpus;
@@ -31,6 +30,7 @@ use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_stagi
 use super::journal::Journal;
 use super::log;
 use super::memory::LocalMemory;
+use super::mode::NO_VIEW;
 use super::plan::{copied_bytes_per_s, fixed_cost};
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
@@ -42,9 +42,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 
 /// How long while it stands still: for what a process has closed just before.
 const SETTLE_FROZEN: Duration = Duration::from_millis(5);
-
-/// Pages that CRIU takes into its images as well would be there twice, and of two moments.
-const NO_VIEW: &str = "this CRIU does not load the library that hides memory from it";
 
 /// Between two looks at a container whose memory is being filled in.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -58,8 +55,8 @@ pub struct LocalSource {
     migration: MigrationId,
     anatomy: Anatomy,
     destination: Name,
-    /// Why the destination cannot fill in memory; empty when it can.
-    no_live_memory: String,
+    /// What the preflight has found.
+    memory_mode: MemoryMode,
     /// Memory goes by itself, so CRIU dumps state alone.
     live: AtomicBool,
     journal: Journal,
@@ -80,7 +77,7 @@ impl LocalSource {
         migration: MigrationId,
         anatomy: Anatomy,
         destination: Name,
-        no_live_memory: String,
+        memory_mode: MemoryMode,
     ) -> Result<Self, HostError> {
         let freezer = Freezer::of_cgroup(&anatomy.paths.cgroup)
             .map_err(|error| HostError::new("find the container's cgroup", error))?;
@@ -91,7 +88,7 @@ impl LocalSource {
             migration,
             anatomy,
             destination,
-            no_live_memory,
+            memory_mode,
             live: AtomicBool::new(false),
             journal,
             freezer,
@@ -227,13 +224,7 @@ impl SourceHost for LocalSource {
     }
 
     async fn memory_mode(&self) -> MemoryMode {
-        if !self.no_live_memory.is_empty() {
-            return MemoryMode::StopAndCopy(format!("{}: {}", self.destination, self.no_live_memory));
-        }
-        match memory::supported() {
-            Ok(()) => MemoryMode::Live,
-            Err(error) => MemoryMode::StopAndCopy(error.to_string()),
-        }
+        self.memory_mode.clone()
     }
 
     async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError> {
@@ -290,7 +281,7 @@ impl SourceHost for LocalSource {
             .map_err(|error| HostError::new("read the container's state in runc", error))
     }
 
-    async fn prepare_dump(&self) -> Result<(), HostError> {
+    async fn prepare_dump(&self) -> Result<MemoryMode, HostError> {
         let staging = self.staging();
         let (images_dir, work_dir) = (staging.join("images"), staging.join(DUMP_DIR));
         let made = make_staging(&staging);
@@ -305,11 +296,13 @@ impl SourceHost for LocalSource {
         }
         let prepared = Dump::prepare(request, Instant::now() + REPLY).await;
         let prepared = prepared.map_err(|error| HostError::new("prepare the dump", error))?;
-        if live && prepared.memory() != Memory::StateOnly {
-            return Err(HostError::new("prepare the dump", NO_VIEW));
-        }
+        let whole = live && prepared.memory() != Memory::StateOnly;
         *self.dump.lock().await = Some(prepared);
-        Ok(())
+        if whole {
+            self.live.store(false, Ordering::Release);
+            return Ok(MemoryMode::StopAndCopy(NO_VIEW.to_owned()));
+        }
+        Ok(self.memory_mode.clone())
     }
 
     async fn freeze(&self) -> Result<(), HostError> {

@@ -258,6 +258,7 @@ pub fn of_source(runtime: &Runtime, container: &ContainerId) -> io::Result<Stand
     let state: State = serde_json::from_slice(&fs::read(path)?)?;
     Ok(Standby {
         descriptors: state.external_descriptors,
+        memory_in_images: false,
     })
 }
 
@@ -270,6 +271,7 @@ mod tests {
     fn more_streams_than_there_are_or_longer_ones_are_refused() {
         let standby = |count: usize, length: usize| Standby {
             descriptors: vec!["x".repeat(length); count],
+            memory_in_images: false,
         };
         assert_eq!(checked(&standby(3, 4096)).unwrap().len(), 3);
         assert!(checked(&standby(4, 1)).is_err());

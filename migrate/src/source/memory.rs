@@ -5,16 +5,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tranship_proto::v1::migrate_message::Body;
-use tranship_proto::v1::{Phase, RoundStored};
+use tranship_proto::v1::{Phase, RoundStored, Standby};
 
 use super::Source;
 use crate::control::unexpected;
 use crate::convergence::{Convergence, Decision};
 use crate::deadlines::{REPLY, STALL, SYNC};
 use crate::error::{ControlError, HostError, StepError};
-use crate::host::{ByteStream, DumpedImages, Event};
+use crate::host::{ByteStream, DumpedImages, Event, MemoryMode};
 use crate::rounds::{Finished, Memory, Pass};
-use crate::transport::{Pace, PageSenders};
+use crate::transport::{Pace, PageSenders, TransportError};
 
 /// Between two looks of whoever watches a long round.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -131,17 +131,46 @@ impl Source {
         self.conversation
             .say(Body::Standby(host.standby().await?))
             .await?;
-        self.timings
+        let mode = self
+            .timings
             .measure("prepare the dump", host.prepare_dump())
             .await?;
+        self.standing_by("destination prepares").await?;
+        match mode {
+            MemoryMode::StopAndCopy(_) if self.memory.is_some() => self.stop_and_copy(mode).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn standing_by(&mut self, name: &str) -> Result<(), StepError> {
         let began = Instant::now();
         match self.hear("standby", REPLY).await? {
             Body::Standby(_) => {}
             other => return Err(unexpected("standby", &other)),
         }
-        self.timings
-            .record("destination prepares", began, began.elapsed());
+        self.timings.record(name, began, began.elapsed());
         Ok(())
+    }
+
+    /// The dump will hold the memory. What was sent of it is of no use then, and nobody follows it any more.
+    async fn stop_and_copy(&mut self, mode: MemoryMode) -> Result<(), StepError> {
+        tracing::warn!(migration_id = %self.migration, memory = %mode, "the memory moves in another way than was meant");
+        self.host.observe(Event::MemoryMode(&mode));
+        self.memory_mode = mode;
+        if let Some(why) = self.out_of_reach().await {
+            return Err(why.into());
+        }
+        self.full_speed().await?;
+        self.end_memory().await?;
+        let followed = self.followed.take();
+        let let_go = tokio::task::spawn_blocking(move || drop(followed));
+        let_go.await.map_err(|_| TransportError::Worker)?;
+        let standby = Standby {
+            memory_in_images: true,
+            ..self.host.standby().await?
+        };
+        self.conversation.say(Body::Standby(standby)).await?;
+        self.standing_by("destination prepares again").await
     }
 
     async fn slow_down(&mut self, percent: u8) -> Result<(), HostError> {

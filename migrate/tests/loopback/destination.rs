@@ -135,6 +135,9 @@ impl DestinationHost for SimulatedDestination {
     }
 
     async fn memory_complete(&self) -> Result<(), HostError> {
+        self.world.with(|world| {
+            assert!(!world.memory_in_images, "what is of no use is not completed");
+        });
         self.world.enter("memory complete")
     }
 
@@ -180,6 +183,8 @@ impl DestinationHost for SimulatedDestination {
 
     async fn prepare_restore(&self, standby: &Standby) -> Result<(), HostError> {
         assert_eq!(standby.descriptors, ["/dev/null"]);
+        self.world
+            .with(|world| world.memory_in_images = standby.memory_in_images);
         self.world.enter("prepare restore")
     }
 

@@ -101,11 +101,17 @@ impl SourceHost for SimulatedSource {
         self.world.enter("standby")?;
         Ok(Standby {
             descriptors: vec!["/dev/null".to_owned()],
+            memory_in_images: false,
         })
     }
 
-    async fn prepare_dump(&self) -> Result<(), HostError> {
-        self.world.enter("prepare dump")
+    async fn prepare_dump(&self) -> Result<MemoryMode, HostError> {
+        self.world.enter("prepare dump")?;
+        Ok(if self.world.with(|world| world.stop_and_copy_late) {
+            MemoryMode::StopAndCopy("found out late".to_owned())
+        } else {
+            self.memory_mode().await
+        })
     }
 
     async fn freeze(&self) -> Result<(), HostError> {

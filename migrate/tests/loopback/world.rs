@@ -21,6 +21,9 @@ pub struct World {
     pub source_journal: Vec<SourceStep>,
     pub destination_journal: Vec<DestinationStep>,
     pub stop_and_copy: bool,
+    /// It turns out only at the dump's preparation.
+    pub stop_and_copy_late: bool,
+    pub memory_in_images: bool,
     pub memory_bytes: u64,
     /// What a person asks for; nothing for 100 ms that nobody insists on.
     pub wishes: Option<Wishes>,
