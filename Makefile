@@ -17,7 +17,7 @@ help:
 	@echo 'make build          target/release/{transhipd,tranship,testbed,demo,bench}'
 	@echo 'make demo           move a Redis between two hosts while a client counts'
 	@echo 'make test           everything that CI runs; the last line has the totals'
-	@echo 'make test-full      the end-to-end tests that take minutes: 1 GiB moved ten times, 1 GiB that forks, a JVM'
+	@echo 'make test-full      the end-to-end tests that take minutes: 1 GiB moved ten times, 1 GiB that forks, a JVM, a cable pulled in each phase'
 	@echo 'make model          what two or three hosts can do to each other in a handoff: the larger exploration'
 	@echo 'make lint           shell scripts, formatting, clippy, licences and sources of dependencies'
 	@echo 'make bench          what docs/BENCHMARKS.md reports; BENCH="--scenario redis-1g --moves 5" for a part of it'
@@ -42,7 +42,7 @@ test: setup lint
 
 test-full: build
 	scripts/build-images java
-	cargo test --release --workspace --no-fail-fast --test generations --test java --test redis -- --test-threads=1 --ignored --nocapture
+	cargo test --release --workspace --no-fail-fast --test generations --test java --test redis --test goes_away -- --test-threads=1 --ignored --nocapture
 
 model: setup
 	cargo test --release --workspace --test model -- --ignored --nocapture
