@@ -9,101 +9,29 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{JoinHandle, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use tranship_tests::crowd::Crowd;
-use tranship_tests::images::{self, COUNT_PORT, QUESTION_PORT};
+use tranship_tests::images::{self, COUNT_PORT};
 use tranship_tests::namespace::enter_network;
-use tranship_tests::oracles::cpu_limit;
 use tranship_tests::scenario::Scenario;
+use tranship_tests::stamps::Stamps;
 use tranship_tests::testbed::{Host, daemon};
 use tranship_tests::tranship::{Migration, wait_for};
 
-const MIB: &str = "10";
-const MIB_PER_S: &str = "100";
+/// MiB, and those that are stamped each second.
+const MEMORY: [&str; 2] = ["10", "100"];
 /// So much is sent per second at most.
 const BANDWIDTH: &str = "24m";
 /// So little that time is up before it is slowed down.
 const HALF: &str = "12m";
 
-/// For a look at every page, and for anything that a loaded machine may take long for.
+/// For anything that a loaded machine may take long for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Exit codes of a migration.
 const NOT_TOUCHED: i32 = 1;
 const TIMED_OUT: i32 = 8;
-
-/// The container, and those who watch it.
-struct Stamps<'a> {
-    client: &'a Host,
-    address: SocketAddr,
-    id: String,
-    crowd: Crowd,
-}
-
-impl<'a> Stamps<'a> {
-    /// Runs it on `host`, with these options.
-    fn run(host: &Host, client: &'a Host, options: &[&str]) -> Result<Self> {
-        let (port, count_port) = (QUESTION_PORT.to_string(), COUNT_PORT.to_string());
-        let run = ["run", "-d", "--name", "stamps", "--network", "l2"];
-        let job = [
-            images::WORKLOAD,
-            images::WORKLOAD,
-            "generations",
-            "--mib",
-            MIB,
-            "--mib-per-s",
-            MIB_PER_S,
-            "--port",
-            &port,
-            "--count-port",
-            &count_port,
-        ];
-        host.tranship(&[&run[..], options, &job[..]].concat())?;
-        let id = host.container("stamps")?["id"]
-            .as_str()
-            .context("an id")?
-            .to_owned();
-        let counter = host.address_of("stamps", COUNT_PORT)?;
-        let crowd = Crowd::start(client, counter, 1, Duration::from_millis(5))?;
-        let address = host.address_of("stamps", QUESTION_PORT)?;
-        Ok(Self {
-            client,
-            address,
-            id,
-            crowd,
-        })
-    }
-
-    /// The pass it is at. Every page is looked at.
-    fn pass(&self) -> Result<u64> {
-        let answer = images::ask_workload(self.client, self.address, PATIENCE)?;
-        let (pass, _) = answer.split_once(' ').context("a pass and pages")?;
-        Ok(pass.parse()?)
-    }
-
-    /// Passes per second, over one of them.
-    fn speed(&self) -> Result<f64> {
-        let (begun, first) = (Instant::now(), self.pass()?);
-        sleep(Duration::from_secs(1));
-        Ok((self.pass()? - first) as f64 / begun.elapsed().as_secs_f64())
-    }
-
-    /// It runs on this host, every page is right, and everybody has been answered. Answers the longest wait for that since
-    /// [`Crowd::begin`].
-    fn check(&self, host: &Host) -> Result<Duration> {
-        ensure!(host.container("stamps")?["state"] == "running", "it does not run");
-        self.pass()?;
-        let log = host.tranship(&["logs", "stamps"])?;
-        ensure!(!log.contains("WRONG"), "{log}");
-        Ok(Duration::from_micros(self.crowd.finish()?))
-    }
-
-    fn limit(&self, host: &Host) -> Result<Option<u64>> {
-        cpu_limit(host, &self.id)
-    }
-}
 
 /// How a migration ended that need not have succeeded.
 struct Ended {
@@ -138,7 +66,7 @@ impl Ended {
 fn what_cannot_be_had_in_time_is_given_up_or_forced_as_was_asked_for() -> Result<()> {
     let scenario = Scenario::begin(&[images::WORKLOAD])?;
     let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
-    let stamps = Stamps::run(a, client, &[])?;
+    let stamps = Stamps::run(a, client, &[], MEMORY)?;
     given_up(&stamps, a, b)?;
     given_up_before_all_was_sent(&stamps, a)?;
     forced(&stamps, a, b)?;
@@ -240,7 +168,7 @@ fn hopeless(stamps: &Stamps<'_>, b: &Host) -> Result<()> {
 fn one_that_writes_too_fast_is_slowed_down_moves_and_is_as_fast_as_before() -> Result<()> {
     let scenario = Scenario::begin(&[images::WORKLOAD])?;
     let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
-    let stamps = Stamps::run(a, client, &[])?;
+    let stamps = Stamps::run(a, client, &[], MEMORY)?;
     let before = stamps.speed()?;
     let callers = Callers::start(client, a.address_of("stamps", COUNT_PORT)?);
     stamps.crowd.begin()?;
@@ -290,7 +218,7 @@ fn one_that_writes_too_fast_is_slowed_down_moves_and_is_as_fast_as_before() -> R
 fn a_slow_down_ends_with_its_migration_and_the_containers_own_limit_comes_back() -> Result<()> {
     let scenario = Scenario::begin(&[images::WORKLOAD])?;
     let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
-    let stamps = Stamps::run(a, client, &["--cpus", "1.5"])?;
+    let stamps = Stamps::run(a, client, &["--cpus", "1.5"], MEMORY)?;
     let own = stamps.limit(a)?;
     ensure!(own.is_some(), "it has no limit of its own");
     stamps.crowd.begin()?;

@@ -4,23 +4,19 @@
 //! The container knows what its pages must hold, and a client is connected to it all the time.
 
 use std::fs::{self, Permissions};
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tranship_tests::crowd::Crowd;
-use tranship_tests::images::{self, COUNT_PORT, QUESTION_PORT};
+use tranship_tests::images;
 use tranship_tests::oracles::Inventory;
 use tranship_tests::scenario::Scenario;
+use tranship_tests::stamps::Stamps;
 use tranship_tests::testbed::{Host, daemon};
 
-const MIB: &str = "48";
-const MIB_PER_S: &str = "40";
-/// For a look at every page.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// MiB, and those that are stamped each second.
+const MEMORY: [&str; 2] = ["48", "40"];
 
 const ROLLED_BACK: i32 = 5;
 
@@ -38,7 +34,7 @@ const NO_RESTORE: &str = "[ \"$1\" != swrk ] || export CRIU_FAULT=6; exec \"$rea
 fn a_criu_that_does_not_load_the_library_is_known_beforehand() -> Result<()> {
     let scenario = Scenario::begin(&[images::WORKLOAD])?;
     let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
-    let stamps = Stamps::run(a, client)?;
+    let stamps = Stamps::run(a, client, &[], MEMORY)?;
     wrap_criu(a, NEVER)?;
     ensure!(mode_of(a)? == WHY, "info says {}", mode_of(a)?);
     ensure!(mode_of(b)? == "live", "info on b says {}", mode_of(b)?);
@@ -54,12 +50,12 @@ fn a_criu_that_does_not_load_the_library_is_known_beforehand() -> Result<()> {
     let moved = a.tranship_json(&["migrate", "stamps", "b"])?;
     ensure!(moved["memory_mode"] == WHY, "the record: {moved:#}");
     ensure!(rounds(&moved) == 0, "it sent memory in rounds: {moved:#}");
-    stamps.check(b)?;
+    stamps.expect_right(b)?;
     // It is the source's CRIU that matters.
     let back = b.tranship_json(&["migrate", "stamps", "a"])?;
     ensure!(back["memory_mode"] == "live", "the way back: {back:#}");
+    stamps.expect_right(a)?;
     stamps.check(a)?;
-    stamps.end(a)?;
     unwrap_criu(a)?;
     scenario.end()
 }
@@ -68,7 +64,7 @@ fn a_criu_that_does_not_load_the_library_is_known_beforehand() -> Result<()> {
 fn a_criu_that_turns_out_not_to_load_the_library_takes_the_memory_along() -> Result<()> {
     let scenario = Scenario::begin(&[images::WORKLOAD])?;
     let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
-    let stamps = Stamps::run(a, client)?;
+    let stamps = Stamps::run(a, client, &[], MEMORY)?;
     wrap_criu(a, NOT_AT_WORK)?;
     ensure!(mode_of(a)? == "live", "info says {}", mode_of(a)?);
 
@@ -79,7 +75,7 @@ fn a_criu_that_turns_out_not_to_load_the_library_takes_the_memory_along() -> Res
     ensure!(failed.status.code() == Some(ROLLED_BACK), "{failed:?}");
     let record: Value = serde_json::from_str(&failed.text())?;
     ensure!(record["memory_mode"] == WHY, "the record: {record:#}");
-    stamps.check(a)?;
+    stamps.expect_right(a)?;
     before.expect_unchanged_but(scenario.bed()?, |line| {
         line.contains("/overlay/layers/") || (line.starts_with("gone") && line.contains("/overlay/staging/"))
     })?;
@@ -94,7 +90,7 @@ fn a_criu_that_turns_out_not_to_load_the_library_takes_the_memory_along() -> Res
     let log = fs::read_to_string(a.layout.log("a"))?;
     let told = |line: &str| line.contains("WARN") && line.contains(WHY);
     ensure!(log.lines().any(told), "the log of a does not say it");
-    stamps.check(b)?;
+    stamps.expect_right(b)?;
     let listed = a.tranship(&["--format", "json", "migrate", "ls"])?;
     ensure!(
         listed.lines().last().is_some_and(|line| line.contains(WHY)),
@@ -103,49 +99,10 @@ fn a_criu_that_turns_out_not_to_load_the_library_takes_the_memory_along() -> Res
     // Nobody follows its memory any more, so it can be followed again.
     let back = b.tranship_json(&["migrate", "stamps", "a"])?;
     ensure!(back["memory_mode"] == "live", "the way back: {back:#}");
+    stamps.expect_right(a)?;
     stamps.check(a)?;
-    stamps.end(a)?;
     unwrap_criu(a)?;
     scenario.end()
-}
-
-/// A container that stamps its pages, and a client of it.
-struct Stamps<'a> {
-    client: &'a Host,
-    address: SocketAddr,
-    crowd: Crowd,
-}
-
-impl<'a> Stamps<'a> {
-    fn run(host: &Host, client: &'a Host) -> Result<Self> {
-        let (port, count_port) = (QUESTION_PORT.to_string(), COUNT_PORT.to_string());
-        let memory = ["generations", "--mib", MIB, "--mib-per-s", MIB_PER_S];
-        let ports = ["--port", &port, "--count-port", &count_port];
-        images::run_workload(host, "stamps", &[&memory[..], &ports[..]].concat())?;
-        let counter = host.address_of("stamps", COUNT_PORT)?;
-        let crowd = Crowd::start(client, counter, 1, Duration::from_millis(5))?;
-        let address = host.address_of("stamps", QUESTION_PORT)?;
-        Ok(Self {
-            client,
-            address,
-            crowd,
-        })
-    }
-
-    /// It runs on this host, and every page is right.
-    fn check(&self, host: &Host) -> Result<()> {
-        ensure!(host.container("stamps")?["state"] == "running", "it does not run");
-        images::ask_workload(self.client, self.address, PATIENCE)?;
-        let log = host.tranship(&["logs", "stamps"])?;
-        ensure!(!log.contains("WRONG"), "{log}");
-        Ok(())
-    }
-
-    /// Everybody has been answered on the connection he had.
-    fn end(self, host: &Host) -> Result<()> {
-        self.crowd.finish()?;
-        self.check(host)
-    }
 }
 
 fn mode_of(host: &Host) -> Result<String> {

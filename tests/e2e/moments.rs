@@ -14,17 +14,17 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use tranship_tests::crowd::Crowd;
-use tranship_tests::images::{self, COUNT_PORT, QUESTION_PORT};
+use tranship_tests::images;
 use tranship_tests::oracles::Inventory;
 use tranship_tests::owner::the_one_that_runs;
 use tranship_tests::scenario::Scenario;
+use tranship_tests::stamps::Stamps;
 use tranship_tests::testbed::{Host, daemon};
 use tranship_tests::tranship::wait_for;
 use tranship_tests::workload::random::Random;
 
-const MIB: &str = "128";
-const MIB_PER_S: &str = "200";
+/// MiB, and those that are stamped each second.
+const MEMORY: [&str; 2] = ["128", "200"];
 /// So much is sent per second: all of it in 1.3 s.
 const BANDWIDTH: &str = "96m";
 
@@ -60,18 +60,8 @@ fn a_blow_at_any_moment_of_the_rounds_loses_nothing() -> Result<()> {
     let mut random = Random::new(seed);
     let scenario = Scenario::begin(&[images::WORKLOAD])?;
     let (a, client) = (scenario.host("a")?, scenario.host("client")?);
-    let (port, count_port) = (QUESTION_PORT.to_string(), COUNT_PORT.to_string());
-    let memory = ["generations", "--mib", MIB, "--mib-per-s", MIB_PER_S];
-    let ports = ["--port", &port, "--count-port", &count_port];
-    images::run_workload(a, "stamps", &[&memory[..], &ports[..]].concat())?;
-    let crowd = Crowd::start(
-        client,
-        a.address_of("stamps", COUNT_PORT)?,
-        1,
-        Duration::from_millis(5),
-    )?;
-    let questions = a.address_of("stamps", QUESTION_PORT)?;
-    images::ask_workload(client, questions, PATIENCE)?;
+    let stamps = Stamps::run(a, client, &[], MEMORY)?;
+    stamps.expect_right(a)?;
     let mut blows = Vec::new();
     for number in 0..draws {
         if blows.is_empty() {
@@ -80,23 +70,15 @@ fn a_blow_at_any_moment_of_the_rounds_loses_nothing() -> Result<()> {
         let blow = blows.swap_remove(random.below(blows.len()));
         let after = Duration::from_millis(random.below(LATEST_MS) as u64);
         let told = || format!("draw {number} of seed {seed}: {blow:?} after {after:?}");
-        crowd.begin().with_context(told)?;
+        stamps.crowd.begin().with_context(told)?;
         let owner = draw(&scenario, blow, after).with_context(told)?;
-        let stall = crowd.finish().with_context(told)?;
-        images::ask_workload(client, questions, PATIENCE).with_context(told)?;
-        let log = owner.tranship(&["logs", "stamps"])?;
-        ensure!(!log.contains("WRONG"), "{}: {log}", told());
-        eprintln!(
-            "{}: on {}, longest wait {} ms",
-            told(),
-            owner.name(),
-            stall / 1000
-        );
+        let stall = stamps.check(owner).with_context(told)?;
+        eprintln!("{}: on {}, longest wait {stall:?}", told(), owner.name());
         if owner.name() == "b" {
             owner.migrate("stamps", "a").with_context(told)?;
         }
     }
-    drop(crowd);
+    drop(stamps);
     scenario.end()
 }
 

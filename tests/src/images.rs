@@ -103,8 +103,16 @@ fn modified(path: &Path) -> Result<SystemTime> {
 /// # Errors
 /// The daemon refuses it.
 pub fn run_workload(host: &Host, name: &str, job: &[&str]) -> Result<()> {
-    let options = ["run", "-d", "--name", name, "--network", "l2", WORKLOAD, WORKLOAD];
-    host.tranship(&[&options[..], job].concat())?;
+    run_workload_with(host, name, &[], job)
+}
+
+/// The same, with more options of `tranship run`.
+///
+/// # Errors
+/// The daemon refuses it.
+pub fn run_workload_with(host: &Host, name: &str, options: &[&str], job: &[&str]) -> Result<()> {
+    let run = ["run", "-d", "--name", name, "--network", "l2"];
+    host.tranship(&[&run, options, &[WORKLOAD, WORKLOAD], job].concat())?;
     Ok(())
 }
 

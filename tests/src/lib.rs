@@ -4,7 +4,7 @@
 //! that notices every lost or repeated request (over [`resp`]), [`crowd`] does so on any number of connections, [`visitors`] come with a
 //! new one each time, [`oracles`] judges that nothing is left behind, [`scenario`] is the frame of an end-to-end test.
 //! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, of which [`workload`] (with
-//! [`sys`]) is our own, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
+//! [`sys`]) is our own, [`stamps`] watches one job of it, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
 
 pub mod bench;
 pub mod command;
@@ -18,6 +18,7 @@ pub mod owner;
 pub mod programs;
 pub mod resp;
 pub mod scenario;
+pub mod stamps;
 pub mod sys;
 pub mod testbed;
 pub mod tranship;
