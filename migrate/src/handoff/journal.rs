@@ -101,17 +101,20 @@ mod tests {
             DestinationStep::Running,
             DestinationStep::Dropped,
         ];
-        let words = (
-            source.map(|step| format!("{step:?}")),
-            destination.map(|step| format!("{step:?}")),
+        assert_eq!(
+            serde_json::json!(source),
+            serde_json::json!([
+                "intent",
+                "freezing",
+                "committed",
+                "done",
+                "aborted",
+                "rolled_back"
+            ])
         );
         assert_eq!(
-            words.0,
-            ["Intent", "Freezing", "Committed", "Done", "Aborted", "RolledBack"]
-        );
-        assert_eq!(
-            words.1,
-            ["Reserved", "Prepared", "Ready", "Resuming", "Running", "Dropped"]
+            serde_json::json!(destination),
+            serde_json::json!(["reserved", "prepared", "ready", "resuming", "running", "dropped"])
         );
     }
 }

@@ -12,9 +12,10 @@
 //! and must not guess: it asks.
 //!
 //! [`SourceHandoff`] and [`DestinationHandoff`] are the two roles as machines: what they are told is an event, what they
-//! answer is a list of effects, to be carried out in that order. Whatever comes of an effect is told to them as the next event. The roles of
-//! this crate and the daemon's recovery do nothing about ownership that a machine has not told them to; the model in
-//! `migrate/tests/model.rs` explores what two or three of these same machines do to each other when everything fails.
+//! answer is a list of effects, to be carried out in that order. What comes of the last one is told to them as the next event;
+//! nothing comes of those before it. The roles of this crate and the daemon's recovery do nothing about ownership that a
+//! machine has not told them to; the model in `migrate/tests/model.rs` explores what two or three of these same machines do
+//! to each other when everything fails.
 //!
 //! [`journal`] has the steps, [`rules`] what a host answers when it is asked.
 
