@@ -42,7 +42,9 @@ pub enum ContainerError {
     #[error("container {0} is on this host already")]
     AlreadyHere(String),
     /// Another migration of the container to this host is not at its end.
-    #[error("container {0} is on its way to this host by another migration")]
+    #[error(
+        "container {0} is on its way to this host by another migration; wait until that one is at its end (`tranship migrate ls`)"
+    )]
     OnItsWay(String),
     /// Something else is going on with the container.
     #[error(

@@ -120,7 +120,7 @@ impl Containers {
         if matches!(record.state, ContainerState::Running | ContainerState::Paused)
             && let Err(error) = self.return_to_network(&record, pid).await
         {
-            tracing::error!(container = %record.name, error = %chain(&error), "the container is not on its network");
+            tracing::error!(container = %record.name, error = %chain(&error), "it is not known whether the container is on its network; mend this and restart transhipd, which looks again");
         }
         self.watch(&record.id);
         Ok(())
@@ -136,7 +136,9 @@ impl Containers {
         };
         if attachment.interface.is_some() && !networks.is_plugged(&attachment).await? {
             tracing::warn!(container = %record.name, "the container was not on its network");
-            networks.plug_until_it_is_in(&attachment).await?;
+            if let Err(error) = networks.plug_until_it_is_in(&attachment).await {
+                tracing::error!(container = %record.name, error = %chain(&error), "nobody reaches the container; this is tried again");
+            }
         }
         Ok(())
     }
