@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,18 @@ fn hosts_and_client_reach_each_other_until_a_cable_is_pulled() -> Result<()> {
         let name = host.run("hostname", [""; 0])?.text();
         ensure!(name == host.name(), "host {} calls itself {name}", host.name());
     }
+    // They have one kernel, and so one place for what was changed of it.
+    let (here, there) = (
+        a.path(layout::OF_THE_KERNEL),
+        bed.host("b")?.path(layout::OF_THE_KERNEL),
+    );
+    let inode = |path: &std::path::Path| {
+        Ok::<_, anyhow::Error>((fs::metadata(path)?.dev(), fs::metadata(path)?.ino()))
+    };
+    ensure!(
+        inode(&here)? == inode(&there)?,
+        "each host has a place of its own"
+    );
     bed.set_link("b", false)?;
     let sent = a.finish(
         "busybox",

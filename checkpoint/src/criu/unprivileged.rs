@@ -10,8 +10,9 @@
 //! drop    lock exclusively: nobody else needs it  -> set what was written down
 //!         cannot: others do                       -> the last of them does
 //! ```
-//! The locks are on the sysctl itself, so that they are the same for everybody on this kernel, and they end with their owner. What a
-//! killed relay has left, the next one to drop its own, or a daemon that starts, puts back.
+//! The locks are on the sysctl itself, so that they are the same for everybody on this kernel, and they end with their owner. What was
+//! written down must be in one place for them all too: the last one to drop its own may be on another host of this kernel than the
+//! first to take it was. What a killed relay has left, the next one to drop its own, or a daemon that starts, puts back.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,8 +23,8 @@ use rustix::fs::{FlockOperation, flock};
 
 const SYSCTL: &str = "/proc/sys/vm/unprivileged_userfaultfd";
 
-/// Holds what the operator had, while it is something else.
-const STATE: &str = "/run/tranship-unprivileged-userfaultfd";
+/// Holds what the operator had, while it is something else. Hosts that share a kernel share the directory.
+const STATE: &str = "/run/tranship-kernel/unprivileged-userfaultfd";
 
 const ALLOWED: &str = "1";
 
@@ -100,6 +101,9 @@ fn take(places: &Places) -> io::Result<File> {
         // If it is written down already, what it is now is what a killed relay has set.
         if !places.state.exists() {
             let operators = read(&places.sysctl)?;
+            if let Some(directory) = places.state.parent() {
+                fs::create_dir_all(directory)?;
+            }
             let staged = places.state.with_extension("new");
             fs::write(&staged, operators)?;
             fs::rename(&staged, &places.state)?;
@@ -153,7 +157,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let places = Places {
             sysctl: directory.path().join("sysctl"),
-            state: directory.path().join("state"),
+            state: directory.path().join("kernel").join("state"),
         };
         fs::write(&places.sysctl, operators).unwrap();
         (directory, places)

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change, mount_move,
-    unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
+    mount_bind_recursive, mount_change, mount_move, move_mount, open_tree, unmount,
 };
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use super::layout::Layout;
+use super::layout::{Layout, OF_THE_KERNEL};
 use crate::command;
 use crate::programs;
 
@@ -202,8 +202,19 @@ fn arrange_mounts() -> Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("cannot make the mounts private")?;
     drop_foreign_mounts()?;
+    fs::create_dir_all(OF_THE_KERNEL)?;
+    let shared = open_tree(
+        rustix::fs::CWD,
+        OF_THE_KERNEL,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .with_context(|| format!("cannot take {OF_THE_KERNEL} along"))?;
     mount("tranship-tb", "/run", "tmpfs", none, c"mode=0755").context("cannot mount a tmpfs on /run")?;
     fs::create_dir_all("/run/lock")?;
+    fs::create_dir(OF_THE_KERNEL)?;
+    let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(&shared, "", rustix::fs::CWD, OF_THE_KERNEL, whole)
+        .with_context(|| format!("cannot put {OF_THE_KERNEL} in its place"))?;
     unmount("/proc", UnmountFlags::DETACH).context("cannot unmount /proc")?;
     mount("proc", "/proc", "proc", none, None).context("cannot mount /proc")?;
 

@@ -12,6 +12,10 @@ use anyhow::{Result, bail};
 /// Where a testbed is unless `--dir` says otherwise.
 pub const DEFAULT_DIR: &str = "/run/tranship-testbed";
 
+/// Where daemons write down what they have changed of the kernel. All hosts have one kernel, so for them it is one directory, and
+/// the machine's own.
+pub const OF_THE_KERNEL: &str = "/run/tranship-kernel";
+
 /// Folder of the hosts' disks: kept across reboots and never a tmpfs on Debian.
 pub const DISK_PARENT: &str = "/var/tmp";
 
