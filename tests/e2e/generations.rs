@@ -23,7 +23,7 @@ fn all_pages_are_within_one_generation_after_each_of_three_moves() -> Result<()>
 
 /// `make test-full` runs it.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: make test-full"]
 fn all_pages_of_a_gib_are_within_one_generation_after_each_of_ten_moves() -> Result<()> {
     to_and_fro(1024, 10)
 }

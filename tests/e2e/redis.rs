@@ -84,7 +84,7 @@ fn redis_moves_while_its_child_saves() -> Result<()> {
 /// Redis forks when a part of its GiB has been sent: from there on it is twice as large, and its child is one more process to
 /// follow. `make test-full` runs it.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: make test-full"]
 fn redis_with_a_gib_forks_in_the_middle_of_a_move_and_both_arrive() -> Result<()> {
     let scenario = Scenario::begin(&["redis"])?;
     let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
