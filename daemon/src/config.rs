@@ -61,6 +61,8 @@ pub struct Config {
     pub default_network: Name,
     /// Storage driver of a container that names none.
     pub default_storage_driver: String,
+    /// How memory may leave this host.
+    pub memory: MemoryWish,
     /// The way to and from other hosts.
     pub peer: PeerConfig,
     /// The pool of the overlay driver.
@@ -76,6 +78,18 @@ pub struct PeerConfig {
     pub listen: SocketAddr,
     /// Where other hosts reach it; `None` leaves it to `host init` and `host join`.
     pub advertise: Option<PeerAddress>,
+}
+
+/// How memory may leave a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryWish {
+    /// As well as kernel and CRIU can.
+    #[default]
+    Auto,
+    /// By CRIU's pre-dumps at best.
+    PreDump,
+    /// While the container stands still.
+    StopAndCopy,
 }
 
 /// How log lines look.
@@ -146,6 +160,8 @@ mod tests {
         log_format = "json"
         default_network = "l2"
         default_storage_driver = "overlay"
+        [migrate]
+        memory = "pre-dump"
         [peer]
         listen = "10.77.0.1:7077"
         advertise = "10.77.0.1"
@@ -167,6 +183,7 @@ mod tests {
         assert_eq!(config.name.unwrap().as_str(), "a");
         assert_eq!(config.peer.advertise.unwrap().to_string(), "10.77.0.1:7077");
         assert_eq!(config.overlay_path, Path::new("/pool"));
+        assert_eq!(config.memory, MemoryWish::PreDump);
         let NetworkConfig::L2(network) = &config.networks[&"l2".parse().unwrap()];
         assert!(network.subnet.contains("10.77.0.200".parse().unwrap()));
         assert_eq!(network.range.start().octets()[3], 50);
@@ -233,6 +250,10 @@ mod tests {
         refused(&format!("socket = '/{}'", "x".repeat(120)), &["`socket`", "107"]);
         refused("cgroup_parent = '/'", &["`cgroup_parent`"]);
         refused("log = 'a=b=c'", &["`log`"]);
+        refused(
+            "[migrate]\nmemory = 'fast'",
+            &["t.toml:2", "`migrate.memory`", "stop-and-copy"],
+        );
         refused("log_format = 'xml'", &["`log_format`", "json"]);
         refused("default_network = 'l3'", &["`default_network`", "l3"]);
         refused(

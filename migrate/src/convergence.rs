@@ -18,6 +18,9 @@ pub const ASSUMED_COPIED_BYTES_PER_S: u64 = 240_000_000;
 /// Time for memory within a blackout below which one more round is not worth it: a round costs about as much.
 const SMALL: Duration = Duration::from_millis(4);
 
+/// The same where a round is a program that is started and stops the container for a moment.
+const SMALL_BY_IMAGES: Duration = Duration::from_millis(100);
+
 /// A round that leaves more than this share of what it began with has not shrunk it.
 const SHRUNK_TO: f64 = 0.8;
 
@@ -209,6 +212,7 @@ pub struct Convergence {
     least: Option<u64>,
     stuck: u32,
     slowed: usize,
+    small: Duration,
 }
 
 impl Convergence {
@@ -220,6 +224,7 @@ impl Convergence {
             least: None,
             stuck: 0,
             slowed: 0,
+            small: SMALL,
         }
     }
 
@@ -230,7 +235,7 @@ impl Convergence {
         }
         let shrinks = self.note(facts.remaining_bytes);
         let fits = self.fits(facts);
-        if fits && (facts.memory() <= SMALL || !shrinks) {
+        if fits && (facts.memory() <= self.small || !shrinks) {
             return Decision::Freeze;
         }
         if facts.elapsed >= self.wishes.timeout {
@@ -250,6 +255,24 @@ impl Convergence {
         Decision::Round
     }
 
+    /// The same for rounds of images. The container is not slowed down: it would stand still longer in each of them. When rounds no
+    /// longer shrink what remains, or there is no room for more, another one is of no use.
+    pub fn decide_by_images(&mut self, facts: &Facts, has_room: bool) -> Decision {
+        self.small = SMALL_BY_IMAGES;
+        self.slowed = SLOWER.len();
+        let decision = self.decide(facts);
+        let of_use = has_room && self.stuck < PATIENCE;
+        if of_use || decision != Decision::Round {
+            return decision;
+        }
+        let may_exceed = !self.wishes.strict || self.wishes.on_timeout == OnTimeout::Force;
+        if may_exceed || self.fits(facts) {
+            Decision::Freeze
+        } else {
+            Decision::GiveUp(self.too_late(facts, facts.elapsed))
+        }
+    }
+
     /// What is to be said when time is up before the next look; nothing if the blackout would fit now.
     #[must_use]
     pub fn when_time_is_up(&self, facts: &Facts) -> Option<Unreachable> {
@@ -259,7 +282,7 @@ impl Convergence {
     /// What nobody asked for strictly is not waited for in vain: memory then gets what little makes no difference.
     fn fits(&self, facts: &Facts) -> bool {
         let wished = self.wishes.max_downtime;
-        facts.predicted() <= wished || facts.fixed > wished && facts.memory() <= SMALL
+        facts.predicted() <= wished || facts.fixed > wished && facts.memory() <= self.small
     }
 
     fn too_late(&self, facts: &Facts, elapsed: Duration) -> Unreachable {
@@ -382,6 +405,27 @@ mod tests {
         assert_eq!(convergence.when_time_is_up(&facts(30 * MIB)), None);
         let why = convergence.when_time_is_up(&facts(50 * MIB));
         assert!(why.is_some_and(|why| why.is_timeout()), "{why:?}");
+    }
+
+    #[test]
+    fn rounds_of_images_end_when_they_do_not_shrink_or_have_no_room() {
+        let decisions = |wishes: Wishes, has_room, rounds| {
+            let mut convergence = Convergence::new(wishes);
+            let decide = |_| convergence.decide_by_images(&facts(500 * MIB), has_room);
+            (0..rounds).map(decide).collect::<Vec<_>>()
+        };
+        let stuck = [Decision::Round, Decision::Round, Decision::Freeze];
+        assert_eq!(decisions(wishes(), true, 3), stuck);
+        assert_eq!(decisions(wishes(), false, 1), [Decision::Freeze]);
+        let strict = Wishes {
+            strict: true,
+            ..wishes()
+        };
+        let last = decisions(strict, true, 3).pop();
+        assert!(
+            matches!(last, Some(Decision::GiveUp(Unreachable::Timeout { .. }))),
+            "{last:?}"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod ownership;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,7 @@ use crate::error::{ControlError, Failure, HostError, StepError, chain};
 use crate::handoff::{DestinationEvent, DestinationHandoff, DestinationStep, Digest, Message};
 use crate::host::{AcceptedStream, DestinationHost, Event, HeldRestore, Stage};
 use crate::timings::Timings;
-use crate::transport::{PageKeeper, PagesReport, TransportError, receive_pages, receive_trees};
+use crate::transport::{PageKeeper, PagesReport, TransportError, TreeSink, receive_pages, receive_trees};
 use crate::trees::{TreeName, TreeReport, checkpoint_digest};
 
 /// How a migration ended, seen from the destination.
@@ -175,11 +176,12 @@ impl Destination {
     async fn start_receiving(&mut self, page_streams: u32) -> Result<(Receiving, StoredRounds), StepError> {
         let host = Arc::clone(&self.host);
         let (ended, endings) = mpsc::channel(ROUNDS_IN_FLIGHT);
-        let rounds = StoredRounds::new(endings, page_streams);
+        let rounds = StoredRounds::new(endings, page_streams.max(1));
         if page_streams == 0 {
             let receiving = tokio::spawn(async move {
                 let mut accepted = host.accept_stream().await?;
-                Ok(receive_trees(&mut accepted.stream, host.sink()).await?)
+                let sink = Arc::new(RoundsTold::new(host.sink(), ended));
+                Ok(receive_trees(&mut accepted.stream, sink).await?)
             });
             return Ok((receiving, rounds));
         }
@@ -401,6 +403,33 @@ async fn receive_all(
 enum Received {
     Trees(Vec<TreeReport>),
     Pages(u32, Box<PagesReport>),
+}
+
+/// A sink that tells of each pre-dump that has arrived.
+struct RoundsTold {
+    sink: Arc<dyn TreeSink>,
+    ended: mpsc::Sender<u32>,
+}
+
+impl RoundsTold {
+    fn new(sink: Arc<dyn TreeSink>, ended: mpsc::Sender<u32>) -> Self {
+        Self { sink, ended }
+    }
+}
+
+impl TreeSink for RoundsTold {
+    fn open(&self, name: &TreeName) -> Result<OwnedFd, HostError> {
+        self.sink.open(name)
+    }
+
+    fn close(&self, report: &TreeReport) -> Result<(), HostError> {
+        self.sink.close(report)?;
+        if let TreeName::Round(round) = report.name {
+            // Nobody listens when the role has ended.
+            let _ = self.ended.blocking_send(round);
+        }
+        Ok(())
+    }
 }
 
 /// Rounds as the streams of memory end them.

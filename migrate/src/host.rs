@@ -92,6 +92,8 @@ pub trait MemoryReader: Send {
 pub enum MemoryMode {
     /// In rounds, while the container runs.
     Live,
+    /// In rounds of CRIU's images, each of which stops the container for a moment; why not live.
+    PreDump(String),
     /// Inside CRIU's images, while it stands still; why.
     StopAndCopy(String),
 }
@@ -100,6 +102,7 @@ impl fmt::Display for MemoryMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Live => f.write_str("live"),
+            Self::PreDump(why) => write!(f, "pre-dump: {why}"),
             Self::StopAndCopy(why) => write!(f, "stop and copy: {why}"),
         }
     }
@@ -154,6 +157,10 @@ pub trait SourceHost: Send + Sync {
 
     /// Begins to follow the container's memory.
     async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError>;
+
+    /// Writes what was written to the container's memory since the round before into images of their own; at first, everything. The
+    /// tree is [`TreeName::Round`]. The tasks run when this returns, well or not.
+    async fn pre_dump(&self, round: u32) -> Result<Tree, HostError>;
 
     /// What earlier blackouts between the two hosts cost that had nothing to send; `None` before the first.
     async fn fixed_cost(&self) -> Option<Duration>;

@@ -9,6 +9,7 @@
 //! This crate knows no gRPC, no database and no runtime of containers: a daemon hands all that in through the traits
 //! of [`host`] and [`control`].
 
+pub mod chain;
 pub mod control;
 pub mod convergence;
 pub mod deadlines;

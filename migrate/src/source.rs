@@ -9,6 +9,7 @@
 
 mod memory;
 mod ownership;
+mod pre_dump;
 mod stop;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{Cut, Freezing, MigrationRole, Phase, Ready, Reserve, Round, Seeded, Span};
 
+use crate::chain::Chain;
 use crate::control::{Conversation, unexpected};
 use crate::convergence::{ASSUMED_FIXED, StopAndCopy, Unreachable, Wishes};
 use crate::deadlines::{ASK_AGAIN, IMAGES, REPLY, SYNC};
@@ -103,6 +105,8 @@ pub struct Source {
     memory_bytes: u64,
     memory_mode: MemoryMode,
     memory: Option<Memory>,
+    /// Where memory goes as a chain of images.
+    chain: Option<Chain>,
     rounds: Vec<Round>,
     slowed: bool,
     timings: Timings,
@@ -176,6 +180,7 @@ impl Source {
             memory_bytes: 0,
             memory_mode: MemoryMode::StopAndCopy("nothing was asked yet".to_owned()),
             memory: None,
+            chain: None,
             rounds: Vec::new(),
             slowed: false,
             timings: Timings::begin(MigrationRole::Source),
@@ -199,6 +204,9 @@ impl Source {
     pub async fn run(mut self) -> SourceReport {
         let setback = self.up_to_commit().await.err();
         let end = self.follow_through(setback).await;
+        if let Some(chain) = self.chain.take() {
+            self.rounds = chain.into_rounds();
+        }
         let followed = self.followed.take();
         tokio::task::spawn_blocking(move || drop(followed));
         let mut spans = self.timings.spans().to_vec();
@@ -218,7 +226,7 @@ impl Source {
     async fn up_to_commit(&mut self) -> Result<(), Setback> {
         let mut reserved = self.reserve().await?;
         self.seed(&mut reserved).await?;
-        self.rounds().await?;
+        self.rounds(&mut reserved).await?;
         self.freeze().await?;
         self.drain(&mut reserved).await?;
         self.hold().await?;
@@ -236,10 +244,14 @@ impl Source {
         tracing::info!(migration_id = %self.migration, memory = %self.memory_mode, "how the memory moves");
         reserve.page_streams = match &self.memory_mode {
             MemoryMode::Live => self.plan.page_streams.max(1),
-            MemoryMode::StopAndCopy(_) => 0,
+            MemoryMode::PreDump(_) | MemoryMode::StopAndCopy(_) => 0,
         };
         self.fixed = host.fixed_cost().await.unwrap_or(ASSUMED_FIXED);
         self.memory_bytes = reserve.memory_bytes;
+        reserve.pre_dumps = matches!(self.memory_mode, MemoryMode::PreDump(_));
+        if reserve.pre_dumps {
+            self.begin_chain();
+        }
         if let Some(why) = self.out_of_reach().await {
             return Err(why.into());
         }
@@ -273,7 +285,7 @@ impl Source {
     async fn out_of_reach(&mut self) -> Option<Unreachable> {
         let (host, wishes) = (Arc::clone(&self.host), self.plan.wishes);
         match self.memory_mode {
-            MemoryMode::Live => wishes.hopeless(self.fixed),
+            MemoryMode::Live | MemoryMode::PreDump(_) => wishes.hopeless(self.fixed),
             MemoryMode::StopAndCopy(_) => wishes.hopeless_copy(StopAndCopy {
                 bytes: self.memory_bytes,
                 bytes_per_s: host.copied_bytes_per_s().await,
@@ -306,6 +318,7 @@ impl Source {
             self.send(reserved, &layer).await?;
         }
         self.timings.record("layers", began, began.elapsed());
+        self.pre_dump(reserved).await?;
         self.first_round(std::mem::take(&mut reserved.page_streams))
             .await?;
         self.conversation.say(Body::Seeded(Seeded {})).await?;

@@ -12,6 +12,8 @@ use tranship_proto::ids::{Digest, Name};
 pub enum TreeName {
     /// CRIU's images: the process state, and with stop and copy the memory too.
     Images,
+    /// Images of a pre-dump: memory that was written since the round before.
+    Round(u32),
     /// The container's writable layer.
     Rootfs,
     /// What the container has written to its standard output and error so far.
@@ -33,6 +35,7 @@ impl fmt::Display for TreeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Images => f.write_str("images"),
+            Self::Round(number) => write!(f, "round:{number}"),
             Self::Rootfs => f.write_str("rootfs"),
             Self::Log => f.write_str("log"),
             Self::Volume(name) => write!(f, "volume:{name}"),
@@ -52,6 +55,12 @@ impl FromStr for TreeName {
             None if text == "rootfs" => Ok(Self::Rootfs),
             None if text == "log" => Ok(Self::Log),
             Some(("volume", name)) => name.parse().map(Self::Volume).map_err(|_| unknown()),
+            Some(("round", number)) => number
+                .parse()
+                .ok()
+                .filter(|round: &u32| round.to_string() == number)
+                .map(Self::Round)
+                .ok_or_else(unknown),
             Some(("layer", digest)) => digest.parse().map(Self::Layer).map_err(|_| unknown()),
             _ => Err(unknown()),
         }
@@ -111,7 +120,15 @@ mod tests {
     #[test]
     fn every_name_reads_back_as_it_was_written() {
         let layer = format!("layer:sha256:{}", "ab".repeat(32));
-        for text in ["images", "rootfs", "log", "volume:data", layer.as_str()] {
+        for text in [
+            "images",
+            "round:0",
+            "round:12",
+            "rootfs",
+            "log",
+            "volume:data",
+            layer.as_str(),
+        ] {
             assert_eq!(text.parse::<TreeName>().unwrap().to_string(), text);
         }
     }
@@ -124,6 +141,11 @@ mod tests {
             "volume:../x",
             "layer:x",
             "images:1",
+            "round:",
+            "round:01",
+            "round:+1",
+            "round:-1",
+            "round:4294967296",
             "etc",
             "volume:a/b",
         ] {

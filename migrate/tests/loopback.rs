@@ -28,6 +28,7 @@ use tranship_migrate::error::chain;
 use tranship_migrate::handoff::{DestinationStep, SourceStep};
 use tranship_migrate::host::MemoryMode;
 use tranship_migrate::source::SourceEnd;
+use tranship_migrate::trees::TreeName;
 use tranship_proto::ids::MigrationId;
 use world::{Shared, World};
 
@@ -242,6 +243,56 @@ async fn a_copy_that_breaks_a_limit_is_refused_before_anything_is_asked_of_the_d
         assert!(matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()));
         assert_one_owner(&outcome, "allowed");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_moves_in_pre_dumps_until_they_shrink_no_more() {
+    let world = World {
+        pre_dump: true,
+        memory_bytes: 8 << 20,
+        ..World::default()
+    };
+    let outcome = migrate_in(world, None, false).await;
+    assert!(matches!(&outcome.source.end, SourceEnd::Done { left } if left.is_empty()));
+    assert_one_owner(&outcome, "pre-dumps");
+    let bytes: Vec<u64> = outcome.source.rounds.iter().map(|round| round.bytes).collect();
+    assert!(
+        bytes.len() >= 2 && bytes[0] == 8 << 20 && bytes[1] == 4 << 20,
+        "{bytes:?}"
+    );
+    let trees: Vec<_> = outcome
+        .source
+        .trees
+        .iter()
+        .map(|tree| tree.name.clone())
+        .collect();
+    let last = TreeName::Round(u32::try_from(bytes.len() - 1).unwrap());
+    let at = |name: &TreeName| trees.iter().position(|tree| tree == name).unwrap();
+    assert!(at(&last) < at(&TreeName::Images), "{trees:?}");
+    let calls = outcome.world.with(|world| world.calls.clone());
+    let prepared = calls.iter().position(|call| *call == "prepare dump").unwrap();
+    assert!(
+        !calls[prepared..].contains(&"pre-dump"),
+        "a round after the dump was prepared"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pre_dump_that_fails_leaves_the_container_at_the_source() {
+    let world = World {
+        pre_dump: true,
+        memory_bytes: 8 << 20,
+        fail: Some("pre-dump"),
+        fail_times: 1,
+        ..World::default()
+    };
+    let outcome = migrate_in(world, None, false).await;
+    assert!(
+        matches!(&outcome.source.end, SourceEnd::Failed { .. }),
+        "{:?}",
+        outcome.source.end
+    );
+    assert_one_owner(&outcome, "a pre-dump that fails");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,7 +31,7 @@ use crate::freeze::{FreezeError, Freezer};
 use crate::process_tree;
 
 /// Name of CRIU's log of a dump; runc chooses it.
-const LOG_NAME: &str = "dump.log";
+pub(super) const LOG_NAME: &str = "dump.log";
 
 /// How long runc and CRIU get to clean up behind a dump that has failed.
 const CLEAN_UP: Duration = Duration::from_secs(10);
@@ -65,6 +65,9 @@ pub struct DumpRequest {
     pub criu: PathBuf,
     /// What the images should hold.
     pub memory: Memory,
+    /// The images of the last pre-dump, as a path from `images_dir`: of private memory the images then hold only what was written
+    /// since, and name this.
+    pub parent: Option<String>,
     /// Unix sockets whose other end is outside the container are allowed.
     pub external_unix_sockets: bool,
     /// The container's terminal comes from outside.
@@ -128,6 +131,19 @@ pub enum DumpError {
         /// What it said.
         stderr: String,
     },
+    /// CRIU could not write memory while the tasks run. They run on.
+    #[error("criu could not pre-dump the container ({status}): {}; {}", lines.join("; "), stderr.trim())]
+    PreDump {
+        /// How runc ended.
+        status: String,
+        /// The first errors in CRIU's log.
+        lines: Vec<String>,
+        /// What runc said.
+        stderr: String,
+    },
+    /// Time is up.
+    #[error("the pre-dump did not end in time; it may still be at work")]
+    PreDumpDeadline,
     /// Time is up.
     #[error("the dump did not reach {waiting_for} in time and was given up; the container is frozen")]
     Deadline {
@@ -332,6 +348,9 @@ impl DumpRequest {
             .arg(&self.work_dir)
             .arg("--tcp-established")
             .arg("--file-locks");
+        if let Some(parent) = &self.parent {
+            command.arg("--parent-path").arg(parent);
+        }
         if self.external_unix_sockets {
             command.arg("--ext-unix-sk");
         }

@@ -84,9 +84,7 @@ pub async fn probe(criu: &Path) -> Result<CriuInfo, ProbeError> {
         source,
     };
     let (check_passed, complaints) = run_criu(criu, &["check"], LIMIT).await.map_err(failed)?;
-    let (dirty_tracking, _) = run_criu(criu, &["check", "--feature", "mem_dirty_track"], LIMIT)
-        .await
-        .map_err(failed)?;
+    let dirty_tracking = tracks_dirty(criu).await.map_err(failed)?;
     let (lazy_pages, _) = run_criu(criu, &["check", "--feature", "uffd-noncoop"], LIMIT)
         .await
         .map_err(failed)?;
@@ -122,6 +120,15 @@ pub async fn loads_view(criu: &Path) -> io::Result<bool> {
     view.give_to(&mut command, Path::new(RUN_DIR));
     finish(command.into(), LIMIT).await?;
     Ok(view.wait_loaded(Duration::ZERO))
+}
+
+/// Whether the kernel tells this CRIU which pages were written (soft-dirty), so that it can pre-dump.
+///
+/// # Errors
+/// It cannot be run to its end.
+pub async fn tracks_dirty(criu: &Path) -> io::Result<bool> {
+    let (tracks, _) = run_criu(criu, &["check", "--feature", "mem_dirty_track"], LIMIT).await?;
+    Ok(tracks)
 }
 
 /// The version of a runc that is new enough.

@@ -250,6 +250,7 @@ impl Side {
             criu: criu(),
             memory: Memory::Full,
             external_unix_sockets: false,
+            parent: None,
             shell_job: false,
             log_level: None,
         }

@@ -55,7 +55,7 @@ pub async fn info(daemon: &Daemon) -> Result<InfoReply, Status> {
         warnings,
         peer_address: daemon.peers.address().unwrap_or_default(),
         memory_bytes: memory_bytes(),
-        memory_mode: mode::of_this_host(&daemon.config.criu).await.to_string(),
+        memory_mode: mode::of_this_host(&daemon.config).await.to_string(),
         cpus: std::thread::available_parallelism().map_or(0, |cpus| count(cpus.get())),
     })
 }

@@ -21,9 +21,16 @@ pub(super) struct ConfigFile {
     pub log_format: Option<String>,
     pub default_network: Option<String>,
     pub default_storage_driver: Option<String>,
+    pub migrate: MigrateFile,
     pub peer: PeerFile,
     pub storage: StorageFile,
     pub network: BTreeMap<String, NetworkFile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct MigrateFile {
+    pub memory: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

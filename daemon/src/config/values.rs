@@ -9,7 +9,7 @@ use tranship_proto::ids::Name;
 use super::error::ConfigError;
 use super::file::{ConfigFile, NetworkFile, PeerFile};
 use super::position::Document;
-use super::{Config, LogFormat, NetworkConfig, PeerConfig, STORAGE_DRIVERS, network};
+use super::{Config, LogFormat, MemoryWish, NetworkConfig, PeerConfig, STORAGE_DRIVERS, network};
 use crate::peers::address::{DEFAULT_PORT, PeerAddress};
 use crate::peers::names::host_name;
 
@@ -49,12 +49,25 @@ pub(super) fn check(document: &Document, file: ConfigFile) -> Result<Config, Con
         log_format: check_log_format(document, file.log_format.as_deref())?,
         default_network: check_default_network(document, file.default_network, &networks)?,
         default_storage_driver: check_driver(document, file.default_storage_driver)?,
+        memory: check_memory(document, file.migrate.memory.as_deref())?,
         peer: check_peer(document, file.peer)?,
         state_dir,
         run_dir,
         overlay_path,
         networks,
     })
+}
+
+fn check_memory(document: &Document, value: Option<&str>) -> Result<MemoryWish, ConfigError> {
+    match value {
+        None | Some("auto") => Ok(MemoryWish::Auto),
+        Some("pre-dump") => Ok(MemoryWish::PreDump),
+        Some("stop-and-copy") => Ok(MemoryWish::StopAndCopy),
+        Some(other) => Err(document.value(
+            "migrate.memory",
+            format!("must be auto, pre-dump or stop-and-copy, not {other:?}"),
+        )),
+    }
 }
 
 fn default_criu() -> PathBuf {

@@ -137,6 +137,7 @@ impl Shared {
             criu_path_dir: runtime.criu_path_dir.clone(),
             criu: self.criu.clone(),
             memory: Memory::Full,
+            parent: None,
             external_unix_sockets: false,
             shell_job: false,
             log_level: None,

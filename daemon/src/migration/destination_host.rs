@@ -27,6 +27,7 @@ use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_stagi
 use super::journal::Journal;
 use super::log;
 use super::memory::{Arrived, store_dir};
+use super::rounds;
 use super::sink::LocalSink;
 use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
 use crate::network::{self, Attachment, NetworkRequest};
@@ -153,6 +154,9 @@ impl LocalDestination {
             .and_then(|()| make_private(&images))
             .map_err(|error| HostError::new("make the migration's staging", error))?;
         self.sink.place(TreeName::Images, images);
+        if self.reserve.pre_dumps {
+            self.sink.await_rounds(self.staging());
+        }
         let log = log::to_receive(&containers.paths(&self.container));
         let log = log.map_err(|error| HostError::new("make room for the container's log", error))?;
         self.sink.place(TreeName::Log, log);
@@ -442,6 +446,7 @@ impl DestinationHost for LocalDestination {
     }
 
     async fn restore_held(&self) -> Result<Box<dyn HeldRestore>, HostError> {
+        rounds::check(&self.staging()).map_err(|error| HostError::new("follow the images", error))?;
         let prepared = match self.standing_by.lock().await.take() {
             Some(prepared) => prepared.if_of_use(&self.images()).await,
             None => None,

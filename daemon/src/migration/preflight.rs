@@ -26,6 +26,8 @@ use crate::containers::Anatomy;
 const STOP_AND_COPY_PERCENT: u64 = 200;
 /// See [`STOP_AND_COPY_PERCENT`].
 const LIVE_PERCENT: u64 = 130;
+/// See [`STOP_AND_COPY_PERCENT`]. The rounds together may take twice what the container has.
+const PRE_DUMP_PERCENT: u64 = 300;
 
 /// What shared memory costs inside the blackout, in bytes a millisecond.
 const SHARED_BYTES_PER_MS: u64 = ASSUMED_COPIED_BYTES_PER_S / 1000;
@@ -48,15 +50,6 @@ pub struct Checked {
     pub memory_mode: MemoryMode,
 }
 
-impl Checked {
-    /// What the destination says of memory that arrives in rounds; `why` it cannot be filled in there is empty when it can.
-    fn cannot_fill(&mut self, host: &str, why: &str) {
-        if self.memory_mode == MemoryMode::Live && !why.is_empty() {
-            self.memory_mode = MemoryMode::StopAndCopy(format!("{host}: {why}"));
-        }
-    }
-}
-
 impl Shared {
     /// Asks both hosts whether the container can move to the host called `destination`.
     pub async fn preflight(&self, container: &ContainerId, destination: &str) -> Checked {
@@ -64,7 +57,7 @@ impl Shared {
             blockers: Vec::new(),
             warnings: Vec::new(),
             destination: None,
-            memory_mode: mode::of_this_host(&self.criu).await,
+            memory_mode: mode::of_this_host(&self.daemon.config).await,
         };
         match self.known_host(destination) {
             Ok(host) => checked.destination = Some(host),
@@ -80,8 +73,8 @@ impl Shared {
                         Ok(mut reply) => {
                             checked.blockers.append(&mut reply.blockers);
                             checked.warnings.append(&mut reply.warnings);
-                            let host = host.clone();
-                            checked.cannot_fill(host.as_str(), &reply.no_live_memory);
+                            checked.memory_mode =
+                                self.with_peer(checked.memory_mode, host.as_str(), &reply).await;
                         }
                     }
                 }
@@ -179,6 +172,7 @@ impl Shared {
                 .iter()
                 .map(|found| found.bytes)
                 .sum(),
+            MemoryMode::PreDump(_) => return all / 100 * PRE_DUMP_PERCENT,
             MemoryMode::StopAndCopy(_) => all,
         };
         let inside_images = all.min(inside_images);
@@ -187,6 +181,11 @@ impl Shared {
 
     /// What of the container's memory cannot be sent while it runs, and what that costs.
     fn memory_warnings(&self, container: &ContainerId, mode: &MemoryMode) -> Vec<String> {
+        if let MemoryMode::PreDump(why) = mode {
+            return vec![format!(
+                "pre-dump: each round of memory stops the container for a moment, and the blackout grows with its memory, because {why}"
+            )];
+        }
         if let MemoryMode::StopAndCopy(why) = mode {
             return vec![format!(
                 "stop and copy: the container stands still while its memory is copied, because {why}"
@@ -227,6 +226,22 @@ impl Shared {
         Ok(reasons)
     }
 
+    /// How memory moves to a destination that has answered this.
+    async fn with_peer(&self, mode: MemoryMode, host: &str, reply: &PreflightReply) -> MemoryMode {
+        let mode = match mode {
+            MemoryMode::Live if !reply.no_live_memory.is_empty() => {
+                mode::second_best(&self.criu, format!("{host}: {}", reply.no_live_memory)).await
+            }
+            other => other,
+        };
+        match mode {
+            MemoryMode::PreDump(why) if !reply.takes_pre_dumps => {
+                MemoryMode::StopAndCopy(format!("{why}, and {host} takes no pre-dumps"))
+            }
+            other => other,
+        }
+    }
+
     async fn ask(&self, host: &Name, request: PreflightRequest) -> Result<PreflightReply, String> {
         let unreachable = |error: AnyError| format!("{host} cannot be reached: {}", chain(error.as_ref()));
         let client = self.peers().control(host);
@@ -260,6 +275,7 @@ impl Shared {
             blockers: reasons,
             warnings: Vec::new(),
             layers_present,
+            takes_pre_dumps: true,
             no_live_memory: supported()
                 .err()
                 .map(|error| error.to_string())

@@ -16,6 +16,9 @@ use tranship_migrate::trees::{TreeName, TreeReport};
 use tranship_proto::ids::Digest;
 use tranship_storage_drivers::driver::{StagedTree, StorageDriver};
 
+use super::held::make_private;
+use super::rounds;
+
 /// Where each tree of a migration goes.
 pub struct LocalSink {
     driver: Arc<dyn StorageDriver>,
@@ -23,6 +26,8 @@ pub struct LocalSink {
     /// Directories that trees went to, wherever they are by now.
     received: Mutex<Vec<fs::File>>,
     layers: Mutex<HashMap<Digest, Option<StagedTree>>>,
+    /// Where pre-dumps go, and which is next.
+    rounds: Mutex<Option<(PathBuf, u32)>>,
     /// How many of the layers are not kept yet.
     outstanding: watch::Sender<usize>,
 }
@@ -37,6 +42,7 @@ impl LocalSink {
             places: Mutex::default(),
             received: Mutex::default(),
             layers: Mutex::default(),
+            rounds: Mutex::default(),
             outstanding,
         }
     }
@@ -53,6 +59,20 @@ impl LocalSink {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name, path);
+    }
+
+    /// Pre-dumps are to come, one after the other, each into a directory of its own in `staging`.
+    pub fn await_rounds(&self, staging: PathBuf) {
+        *self.rounds.lock().unwrap_or_else(PoisonError::into_inner) = Some((staging, 0));
+    }
+
+    /// Makes the place of a pre-dump whose turn it is.
+    fn make_round(&self, round: u32) -> Option<io::Result<PathBuf>> {
+        let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
+        let (staging, next) = rounds.as_mut().filter(|(_, next)| *next == round)?;
+        *next += 1;
+        let path = rounds::directory(staging, round);
+        Some(make_private(&path).map(|()| path))
     }
 
     /// Whether a tree of that name has its directory.
@@ -129,15 +149,19 @@ impl TreeSink for LocalSink {
                 .open()
                 .map_err(|error| HostError::new("open a staged layer", error));
         }
+        let failed = |error| HostError::new("open a tree's directory", error);
         let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = places.get(name).ok_or_else(unexpected)?;
+        let path = match name {
+            TreeName::Round(round) => self.make_round(*round).ok_or_else(unexpected)?.map_err(failed)?,
+            _ => places.get(name).cloned().ok_or_else(unexpected)?,
+        };
         let open = || -> io::Result<OwnedFd> {
-            let directory = fs::File::open(path)?;
+            let directory = fs::File::open(&path)?;
             let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
             received.push(directory.try_clone()?);
             Ok(directory.into())
         };
-        open().map_err(|error| HostError::new("open a tree's directory", error))
+        open().map_err(failed)
     }
 
     fn close(&self, report: &TreeReport) -> Result<(), HostError> {

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{Dump, Memory, journal_of};
+use tranship_checkpoint::criu::{Dump, Memory, PreDumpRequest, journal_of, pre_dump};
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory::fill::filling;
 use tranship_checkpoint::process_tree;
@@ -32,10 +32,13 @@ use super::log;
 use super::memory::LocalMemory;
 use super::mode::NO_VIEW;
 use super::plan::{copied_bytes_per_s, fixed_cost};
+use super::rounds;
 use super::usage::tree_bytes;
 use crate::containers::{Anatomy, VolumeFate};
 use crate::network::{self, Attachment, NetworkRequest};
 use crate::registry::ContainerRecord;
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long connections that no process holds are waited for while the container runs. Clients who come meanwhile wait.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -59,6 +62,8 @@ pub struct LocalSource {
     memory_mode: MemoryMode,
     /// Memory goes by itself, so CRIU dumps state alone.
     live: AtomicBool,
+    /// Pre-dumps so far.
+    pre_dumps: AtomicU32,
     journal: Journal,
     freezer: Freezer,
     attachment: OnceCell<Attachment>,
@@ -90,6 +95,7 @@ impl LocalSource {
             destination,
             memory_mode,
             live: AtomicBool::new(false),
+            pre_dumps: AtomicU32::new(0),
             journal,
             freezer,
             attachment,
@@ -201,6 +207,7 @@ impl SourceHost for LocalSource {
             next_epoch: self.next_epoch(),
             options: None,
             page_streams: 0,
+            pre_dumps: false,
         })
     }
 
@@ -233,6 +240,39 @@ impl SourceHost for LocalSource {
         *self.cpu.lock().await = Some(CpuShare::measure(&cgroup)?);
         let following = crate::blocking::run(move || LocalMemory::follow(&cgroup, images));
         Ok(Box::new(following.await?))
+    }
+
+    async fn pre_dump(&self, round: u32) -> Result<Tree, HostError> {
+        let failed = |error: AnyError| HostError::new("write a round of the container's memory", error);
+        let staging = self.staging();
+        if round == 0 {
+            make_staging(&staging).map_err(|error| failed(error.into()))?;
+        } else {
+            rounds::empty(&rounds::directory(&staging, round - 1)).map_err(|error| failed(error.into()))?;
+        }
+        let (images_dir, work_dir) = (rounds::directory(&staging, round), staging.join(DUMP_DIR));
+        for directory in [&images_dir, &work_dir] {
+            make_private(directory).map_err(|error| failed(error.into()))?;
+        }
+        let request = self.shared.dump_request(&self.anatomy, images_dir, work_dir);
+        let request = PreDumpRequest {
+            runc: request.runc,
+            runc_root: request.runc_root,
+            container: request.container,
+            images_dir: request.images_dir.clone(),
+            parent: rounds::parent(round),
+            work_dir: request.work_dir,
+            criu_path_dir: request.criu_path_dir,
+            criu: request.criu,
+        };
+        pre_dump(&request, Instant::now() + IMAGES)
+            .await
+            .map_err(|error| failed(error.into()))?;
+        self.pre_dumps.store(round + 1, Ordering::Release);
+        Ok(Tree {
+            name: TreeName::Round(round),
+            path: request.images_dir,
+        })
     }
 
     async fn fixed_cost(&self) -> Option<Duration> {
@@ -284,12 +324,16 @@ impl SourceHost for LocalSource {
     async fn prepare_dump(&self) -> Result<MemoryMode, HostError> {
         let staging = self.staging();
         let (images_dir, work_dir) = (staging.join("images"), staging.join(DUMP_DIR));
-        let made = make_staging(&staging);
-        made.map_err(|error| HostError::new("make the migration's staging", error))?;
+        let pre_dumps = self.pre_dumps.load(Ordering::Acquire);
+        if pre_dumps == 0 {
+            let made = make_staging(&staging);
+            made.map_err(|error| HostError::new("make the migration's staging", error))?;
+        }
         for directory in [&images_dir, &work_dir] {
             make_private(directory).map_err(|error| HostError::new("make the migration's staging", error))?;
         }
         let mut request = self.shared.dump_request(&self.anatomy, images_dir, work_dir);
+        request.parent = rounds::parent(pre_dumps);
         let live = self.live.load(Ordering::Acquire);
         if live {
             request.memory = Memory::StateOnly;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{Phase, RoundStored, Standby};
 
-use super::Source;
+use super::{Reserved, Source};
 use crate::control::unexpected;
 use crate::convergence::{Convergence, Decision};
 use crate::deadlines::{REPLY, STALL, SYNC};
@@ -36,7 +36,7 @@ impl Source {
 
     /// Memory in rounds until the rest is small enough for the blackout. What else can be done before the freeze is done
     /// here, at last.
-    pub(super) async fn rounds(&mut self) -> Result<(), StepError> {
+    pub(super) async fn rounds(&mut self, reserved: &mut Reserved) -> Result<(), StepError> {
         self.enter(Phase::Rounds)?;
         let mut convergence = Convergence::new(self.plan.wishes);
         let mut prepared = false;
@@ -48,7 +48,12 @@ impl Source {
                 Decision::Freeze => {
                     self.prepare().await?;
                     prepared = true;
+                    if self.chain.is_some() {
+                        // The dump that was prepared follows on the last round: there can be no more.
+                        return Ok(());
+                    }
                 }
+                Decision::Round if self.chain.is_some() => self.pre_dump(reserved).await?,
                 Decision::Round => self.round().await?,
                 Decision::Slow(percent) => {
                     self.slow_down(percent).await?;
@@ -61,6 +66,9 @@ impl Source {
 
     async fn decide(&mut self, convergence: &mut Convergence) -> Result<Decision, StepError> {
         let elapsed = Duration::from_micros(self.timings.elapsed_us());
+        if let Some(decision) = self.decide_chain(convergence, elapsed) {
+            return Ok(decision);
+        }
         let Some(memory) = &mut self.memory else {
             return Ok(Decision::Freeze);
         };

@@ -56,7 +56,9 @@ impl SourceHost for SimulatedSource {
     }
 
     async fn memory_mode(&self) -> MemoryMode {
-        if self.world.with(|world| world.stop_and_copy) {
+        if self.world.with(|world| world.pre_dump) {
+            MemoryMode::PreDump("told to".to_owned())
+        } else if self.world.with(|world| world.stop_and_copy) {
             MemoryMode::StopAndCopy("told to".to_owned())
         } else {
             MemoryMode::Live
@@ -66,6 +68,22 @@ impl SourceHost for SimulatedSource {
     async fn track_memory(&self) -> Result<Box<dyn MemoryReader>, HostError> {
         self.world.enter("track memory")?;
         Ok(Box::new(SimulatedMemory::new(self.world.clone())))
+    }
+
+    async fn pre_dump(&self, round: u32) -> Result<Tree, HostError> {
+        self.world.enter("pre-dump")?;
+        assert!(
+            self.world.with(|world| world.source_runs),
+            "a pre-dump of what stands still"
+        );
+        let path = self.dir.join(format!("round-{round}"));
+        std::fs::create_dir(&path).map_err(|error| HostError::new("pre-dump", error))?;
+        // Each holds half of what the one before did.
+        let pages = vec![7; (8 << 20) >> round];
+        std::fs::write(path.join("pages-1.img"), pages).map_err(|error| HostError::new("pre-dump", error))?;
+        tokio::time::sleep(Duration::from_millis(400 >> round)).await;
+        let name = TreeName::Round(round);
+        Ok(Tree { name, path })
     }
 
     async fn fixed_cost(&self) -> Option<Duration> {

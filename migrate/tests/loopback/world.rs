@@ -21,6 +21,7 @@ pub struct World {
     pub source_journal: Vec<SourceStep>,
     pub destination_journal: Vec<DestinationStep>,
     pub stop_and_copy: bool,
+    pub pre_dump: bool,
     /// It turns out only at the dump's preparation.
     pub stop_and_copy_late: bool,
     pub memory_in_images: bool,
