@@ -93,7 +93,7 @@ impl PageSet {
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.blocks.iter().flat_map(|(block, words)| {
             let base = block * BLOCK_BYTES;
-            runs(words, 0..PAGES, true)
+            runs(&**words, 0..PAGES, true)
                 .map(move |run| base + run.start * PAGE_BYTES..base + run.end * PAGE_BYTES)
         })
     }
@@ -145,8 +145,8 @@ fn masks(pages: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
 
 static NOTHING: Block = [0; WORDS];
 
-/// Runs of pages that are in a block, or are not.
-fn runs(words: &Block, pages: Range<u64>, member: bool) -> impl Iterator<Item = Range<u64>> {
+/// Runs of pages, of those of which `words` have a bit each, that are members, or are not.
+pub(super) fn runs(words: &[u64], pages: Range<u64>, member: bool) -> impl Iterator<Item = Range<u64>> {
     let mut at = pages.start;
     std::iter::from_fn(move || {
         let start = next(words, at, pages.end, member);
@@ -155,11 +155,11 @@ fn runs(words: &Block, pages: Range<u64>, member: bool) -> impl Iterator<Item = 
     })
 }
 
-/// The first page from `at` that is in the block, or is not; `end` if there is none.
-fn next(words: &Block, at: u64, end: u64, member: bool) -> u64 {
+/// The first page from `at` that is a member, or is not; `end` if there is none.
+fn next(words: &[u64], at: u64, end: u64, member: bool) -> u64 {
     let mut at = at;
     while at < end {
-        let Some(word) = words.get(usize::try_from(at / 64).unwrap_or(WORDS)) else {
+        let Some(word) = words.get(usize::try_from(at / 64).unwrap_or(usize::MAX)) else {
             break;
         };
         let wanted = if member { *word } else { !*word } >> (at % 64);

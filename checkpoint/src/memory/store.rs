@@ -1,7 +1,7 @@
 //! Where pages wait at the destination until the container's memory is filled with them.
 //!
 //! ```text
-//! put (several threads) ... -> seal -> [another daemon: reopen] -> the filler maps `pages`, reads `index`
+//! put (several threads) ... -> seal -> [another daemon: reopen] -> the filler reads `pages` and `index`
 //! ```
 //! A store is a directory on a tmpfs with two files. `pages` holds content: 2 MiB of a process's addresses, a region, have
 //! 2 MiB of the file, so that what is together in memory is together in the file, whatever the order of arrival, and
@@ -12,6 +12,7 @@
 //! it is taken.
 
 mod error;
+mod hot;
 mod index_file;
 mod region;
 
@@ -28,7 +29,8 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::{PAGE_BYTES, PageRun};
 pub use error::StoreError;
 pub(crate) use index_file::{IndexedRegion, read_index};
-pub(crate) use region::{REGION_BYTES, REGION_PAGES, Region};
+use region::Growing;
+pub(crate) use region::{REGION_BYTES, Region};
 
 /// The file with the content of the pages.
 pub(crate) const PAGES_NAME: &str = "pages";
@@ -45,7 +47,7 @@ const SHARDS: usize = 64;
 /// A part of one process: which, and the number of the region in it.
 pub(crate) type RegionKey = (u32, u64);
 
-type Shard = HashMap<RegionKey, Region>;
+type Shard = HashMap<RegionKey, Growing>;
 
 /// Pages of a container on its way here.
 #[derive(Debug)]
@@ -99,11 +101,11 @@ impl PageStore {
         let store = Self::with(directory, pages, 0);
         for IndexedRegion { key, region } in index {
             store.used_bytes.fetch_add(
-                u64::from(region.data_pages()) * PAGE_BYTES + Region::COST_BYTES,
+                u64::from(region.data_pages()) * PAGE_BYTES + Growing::COST_BYTES,
                 Ordering::Relaxed,
             );
             store.regions.fetch_add(1, Ordering::Relaxed);
-            store.shard(key).insert(key, region);
+            store.shard(key).insert(key, Growing::new(region));
         }
         store.sealed.store(true, Ordering::Release);
         Ok(store)
@@ -167,16 +169,18 @@ impl PageStore {
         if self.sealed.load(Ordering::Acquire) {
             return Err(StoreError::Sealed);
         }
-        let region = match shard.entry(key) {
+        let growing = match shard.entry(key) {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::hash_map::Entry::Vacant(new) => {
-                self.charge(Region::COST_BYTES)?;
-                new.insert(Region::new(self.regions.fetch_add(1, Ordering::Relaxed)))
+                self.charge(Growing::COST_BYTES)?;
+                let region = Region::new(self.regions.fetch_add(1, Ordering::Relaxed));
+                new.insert(Growing::new(region))
             }
         };
         let first = Region::page_of(addresses.start);
         let last = first + Region::pages_in(&addresses);
-        for span in region.replaceable(first..last, round) {
+        for span in growing.replaceable(first..last, round) {
+            let region = &growing.region;
             let held = region.data_pages_in(span.clone());
             if let Some(content) = content {
                 let fresh = span.len() - held;
@@ -192,7 +196,7 @@ impl PageStore {
                 self.used_bytes
                     .fetch_sub(held as u64 * PAGE_BYTES, Ordering::Relaxed);
             }
-            region.set(span, round, content.is_none());
+            growing.set(span, round, content.is_none());
         }
         Ok(())
     }
@@ -242,7 +246,7 @@ impl PageStore {
             let first = Region::page_of(at);
             let last = first + Region::pages_in(&(at..until));
             let missing = match self.shard(key).get(&key) {
-                Some(region) => region.first_missing(first..last),
+                Some(known) => known.region.first_missing(first..last),
                 None => Some(first),
             };
             if let Some(page) = missing {
@@ -286,7 +290,8 @@ impl PageStore {
         let key = (process, address / REGION_BYTES);
         let page = Region::page_of(address);
         let shard = self.shard(key);
-        let Some(region) = shard.get(&key).filter(|region| region.has(page)) else {
+        let known = shard.get(&key).map(|known| &known.region);
+        let Some(region) = known.filter(|region| region.has(page)) else {
             return Ok(false);
         };
         if region.is_zero(page) {
@@ -310,26 +315,34 @@ impl PageStore {
         self.used_bytes.load(Ordering::Relaxed)
     }
 
-    /// Writes the index, so that the filler, or a daemon that starts again, finds the pages. Nothing can be put afterwards.
+    /// Writes the index, so that the filler, or a daemon that starts again, finds the pages, and the filler those that it fills
+    /// first: what was put in the last rounds, the first of all not included. Nothing can be put afterwards.
     ///
     /// # Errors
     /// The index cannot be written.
     pub fn seal(&self) -> Result<(), StoreError> {
         self.sealed.store(true, Ordering::Release);
-        let mut index = index_file::Writer::create(&self.directory.join(INDEX_NAME))
-            .map_err(StoreError::files(&self.directory, "sealed"))?;
+        let mut rounds = hot::Rounds::default();
+        // A put that was under way when the store was sealed has ended when its lock can be taken.
+        self.each_region(|_, region| {
+            rounds.count(region);
+            Ok(())
+        })
+        .and_then(|()| {
+            let hot_since = rounds.hot_since();
+            let mut index = index_file::Writer::create(&self.directory.join(INDEX_NAME))?;
+            self.each_region(|key, region| index.add(key, &region.with_hot(hot_since)))?;
+            index.finish()
+        })
+        .map_err(StoreError::files(&self.directory, "sealed"))
+    }
+
+    fn each_region(&self, mut each: impl FnMut(RegionKey, &Growing) -> io::Result<()>) -> io::Result<()> {
         for shard in &self.shards {
-            // A put that was under way when the store was sealed has ended when its lock can be taken.
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            for (key, region) in shard.iter() {
-                index
-                    .add(*key, region)
-                    .map_err(StoreError::files(&self.directory, "sealed"))?;
-            }
+            shard.iter().try_for_each(|(key, region)| each(*key, region))?;
         }
-        index
-            .finish()
-            .map_err(StoreError::files(&self.directory, "sealed"))
+        Ok(())
     }
 
     fn shard(&self, (process, number): RegionKey) -> MutexGuard<'_, Shard> {

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::hot;
 use super::lazy::LazyMemory;
 use super::outstanding::{Outstanding, Stretch};
 use crate::memory::PAGE_BYTES;
@@ -36,8 +35,6 @@ pub struct Content {
     regions: HashMap<RegionKey, Region>,
     /// How many processes still need a region.
     users: Mutex<HashMap<RegionKey, u32>>,
-    /// Pages at least this young are hot.
-    hot_round: Option<u32>,
     /// Whether what is not needed may be given back: not before the restore is certain.
     give_back: AtomicBool,
     given_back_bytes: AtomicU64,
@@ -53,7 +50,6 @@ impl Content {
         let regions: HashMap<_, _> = index.into_iter().map(|found| (found.key, found.region)).collect();
         Ok(Self {
             file,
-            hot_round: hot::youngest(regions.values()),
             regions,
             users: Mutex::default(),
             give_back: AtomicBool::new(false),
@@ -66,35 +62,32 @@ impl Content {
         let mut stretches: Vec<Stretch> = Vec::new();
         let mut hot: Vec<Range<u64>> = Vec::new();
         for range in &memory.pages {
-            let mut joined = false;
-            for address in range.clone().step_by(PAGE_BYTES as usize) {
-                let key = (memory.process, address / REGION_BYTES);
-                let page = Region::page_of(address);
-                let region = self.regions.get(&key).filter(|region| region.has(page));
-                let region = region.ok_or(MissingPage {
-                    process: memory.process,
-                    address,
-                })?;
-                if region.is_zero(page) {
-                    joined = false;
-                    continue;
-                }
-                let end = address + PAGE_BYTES;
-                match stretches.last_mut() {
-                    Some(last) if joined && last.end == address => last.end = end,
-                    _ => stretches.push(Stretch {
-                        start: address,
-                        end,
-                        source: address,
-                    }),
-                }
-                joined = true;
-                if self.hot_round.is_some_and(|round| region.round(page) >= round) {
-                    match hot.last_mut() {
-                        Some(last) if last.end == address => last.end = end,
-                        _ => hot.push(address..end),
-                    }
-                }
+            let mut at = range.start;
+            while at < range.end {
+                let number = at / REGION_BYTES;
+                let until = range.end.min((number + 1) * REGION_BYTES);
+                let first = Region::page_of(at);
+                let pages = first..first + Region::pages_in(&(at..until));
+                let address = |page: usize| number * REGION_BYTES + page as u64 * PAGE_BYTES;
+                let region = self.regions.get(&(memory.process, number));
+                let missing = region.map_or(Some(first), |region| region.first_missing(pages.clone()));
+                let (Some(region), None) = (region, missing) else {
+                    return Err(MissingPage {
+                        process: memory.process,
+                        address: address(missing.unwrap_or(first)),
+                    });
+                };
+                stretches.extend(region.data_runs(pages.clone()).map(|run| Stretch {
+                    start: address(run.start),
+                    end: address(run.end),
+                    source: address(run.start),
+                }));
+                hot.extend(
+                    region
+                        .hot_runs(pages)
+                        .map(|run| address(run.start)..address(run.end)),
+                );
+                at = until;
             }
         }
         Ok(Outstanding::new(stretches, hot))

@@ -20,7 +20,6 @@
 mod content;
 mod crew;
 mod holder;
-mod hot;
 mod lazy;
 mod mark;
 mod outstanding;

@@ -1,8 +1,9 @@
 //! The index of a sealed store as a file, numbers in little-endian order:
 //!
 //! ```text
-//! magic 8 | regions u64 | for each: process u32 | ordinal u32 | number u64 | present 8 x u64 | zero 8 x u64 | rounds 512 x u32
+//! magic 8 | regions u64 | for each: process u32 | ordinal u32 | number u64 | present, zero, hot: 8 x u64 each
 //! ```
+//! It is written and read in the blackout, so it holds no more than the filler needs: 208 bytes for each 2 MiB.
 //! It is read by the host that wrote it, but after a daemon was killed: what does not fit together is an error.
 
 use std::collections::HashSet;
@@ -10,14 +11,18 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::region::{REGION_BYTES, REGION_PAGES, Region, WORDS};
+use super::region::{PageSet, REGION_BYTES, REGION_PAGES, Region, WORDS};
 use super::{ADDRESS_END, RegionKey};
 
-const MAGIC: &[u8; 8] = b"TRPAGES1";
+const MAGIC: &[u8; 8] = b"TRPAGES2";
 
 const HEADER_BYTES: u64 = 16;
 
-const RECORD_BYTES: usize = 4 + 4 + 8 + 2 * WORDS * 8 + REGION_PAGES * 4;
+const RECORD_BYTES: usize = SETS + 3 * SET_BYTES;
+
+/// Where the sets of pages begin in a record, and what each takes.
+const SETS: usize = 4 + 4 + 8;
+const SET_BYTES: usize = WORDS * 8;
 
 /// A region, and whose it is.
 #[derive(Debug)]
@@ -49,11 +54,8 @@ impl Writer {
         self.file.write_all(&process.to_le_bytes())?;
         self.file.write_all(&region.ordinal.to_le_bytes())?;
         self.file.write_all(&number.to_le_bytes())?;
-        for word in region.present.iter().chain(&region.zero) {
+        for word in region.present.iter().chain(&region.zero).chain(&region.hot) {
             self.file.write_all(&word.to_le_bytes())?;
-        }
-        for round in region.rounds.iter() {
-            self.file.write_all(&round.to_le_bytes())?;
         }
         self.regions += 1;
         Ok(())
@@ -96,10 +98,8 @@ pub(crate) fn read_index(path: &Path, pages: &File) -> io::Result<Vec<IndexedReg
     for record in bytes.chunks_exact(RECORD_BYTES) {
         let found = parse(record)?;
         let of_its_own = ordinals.insert(found.region.ordinal);
-        let last = (0..REGION_PAGES)
-            .rev()
-            .find(|page| found.region.has(*page) && !found.region.is_zero(*page));
-        let inside = last.is_none_or(|page| found.region.offset(page) < content_bytes);
+        let last = found.region.data_runs(0..REGION_PAGES).last();
+        let inside = last.is_none_or(|run| found.region.offset(run.end) <= content_bytes);
         if !of_its_own || !inside {
             return Err(damaged("two regions share their content, or it is not there"));
         }
@@ -109,16 +109,17 @@ pub(crate) fn read_index(path: &Path, pages: &File) -> io::Result<Vec<IndexedReg
 }
 
 fn parse(record: &[u8]) -> io::Result<IndexedRegion> {
-    let mut region = Region::new(u32_at(record, 4));
-    for word in 0..WORDS {
-        region.present[word] = u64_at(record, 16 + word * 8);
-        region.zero[word] = u64_at(record, 16 + (WORDS + word) * 8);
-        if region.zero[word] & !region.present[word] != 0 {
-            return Err(damaged("a page is zero and not there"));
-        }
-    }
-    for page in 0..REGION_PAGES {
-        region.rounds[page] = u32_at(record, 16 + 2 * WORDS * 8 + page * 4);
+    let set =
+        |number: usize| std::array::from_fn(|word| u64_at(record, SETS + number * SET_BYTES + word * 8));
+    let region = Region {
+        ordinal: u32_at(record, 4),
+        present: set(0),
+        zero: set(1),
+        hot: set(2),
+    };
+    let outside = |set: &PageSet, of: &PageSet| set.iter().zip(of).any(|(set, of)| set & !of != 0);
+    if outside(&region.zero, &region.present) || outside(&region.hot, &region.content()) {
+        return Err(damaged("a page is zero or hot and not there"));
     }
     let number = u64_at(record, 8);
     if number >= ADDRESS_END / REGION_BYTES {

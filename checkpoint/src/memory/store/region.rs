@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::memory::PAGE_BYTES;
+use crate::memory::page_set::runs;
 
 /// Pages of a region.
 pub(crate) const REGION_PAGES: usize = 512;
@@ -25,20 +26,17 @@ pub(crate) struct Region {
     pub(super) present: PageSet,
     /// Pages that are here and hold only zeros, and have no content in the file.
     pub(super) zero: PageSet,
-    /// For each page that is here, the round in which it was put.
-    pub(super) rounds: Box<[u32; REGION_PAGES]>,
+    /// Pages with content that the container will want first; none before the store is sealed.
+    pub(super) hot: PageSet,
 }
 
 impl Region {
-    /// Memory that a region takes besides its content, in the index and in the tables around it.
-    pub(crate) const COST_BYTES: u64 = REGION_PAGES as u64 * 4 + 2 * WORDS as u64 * 8 + 128;
-
     pub(crate) fn new(ordinal: u32) -> Self {
         Self {
             ordinal,
             present: [0; WORDS],
             zero: [0; WORDS],
-            rounds: Box::new([0; REGION_PAGES]),
+            hot: [0; WORDS],
         }
     }
 
@@ -66,29 +64,8 @@ impl Region {
         contains(&self.zero, page)
     }
 
-    /// The round in which a page that is here was put.
-    pub(crate) fn round(&self, page: usize) -> u32 {
-        self.rounds[page]
-    }
-
-    /// The parts of `pages` that were not put in a round later than `round`.
-    pub(super) fn replaceable(&self, pages: Range<usize>, round: u32) -> Vec<Range<usize>> {
-        let mut spans: Vec<Range<usize>> = Vec::new();
-        for page in pages {
-            if self.has(page) && self.rounds[page] > round {
-                continue;
-            }
-            match spans.last_mut() {
-                Some(span) if span.end == page => span.end += 1,
-                _ => spans.push(page..page + 1),
-            }
-        }
-        spans
-    }
-
     /// Notes that pages are here now.
-    pub(super) fn set(&mut self, pages: Range<usize>, round: u32, zero: bool) {
-        self.rounds[pages.clone()].fill(round);
+    pub(super) fn set(&mut self, pages: Range<usize>, zero: bool) {
         for page in pages {
             let bit = 1 << (page % 64);
             self.present[page / 64] |= bit;
@@ -109,26 +86,112 @@ impl Region {
 
     /// How many pages have content in the file.
     pub(crate) fn data_pages(&self) -> u32 {
-        let words = self.present.iter().zip(&self.zero);
-        words.map(|(present, zero)| (present & !zero).count_ones()).sum()
+        self.content().iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Runs of those of `pages` that have content in the file.
+    pub(crate) fn data_runs(&self, pages: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        runs_of(self.content(), pages, true)
+    }
+
+    /// Runs of those of `pages` that are hot.
+    pub(crate) fn hot_runs(&self, pages: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        runs_of(self.hot, pages, true)
     }
 
     /// The first of `pages` that is not here.
-    pub(super) fn first_missing(&self, pages: Range<usize>) -> Option<usize> {
-        let mut at = pages.start;
-        while at < pages.end {
-            let absent = !self.present[at / 64] >> (at % 64);
-            if absent == 0 {
-                at = (at / 64 + 1) * 64;
-                continue;
-            }
-            let page = at + absent.trailing_zeros() as usize;
-            return (page < pages.end).then_some(page);
-        }
-        None
+    pub(crate) fn first_missing(&self, pages: Range<usize>) -> Option<usize> {
+        let first = runs_of(self.present, pages, false).next();
+        first.map(|run| run.start)
+    }
+
+    /// Pages with content in the file.
+    pub(super) fn content(&self) -> PageSet {
+        std::array::from_fn(|word| self.present[word] & !self.zero[word])
     }
 }
 
 fn contains(set: &PageSet, page: usize) -> bool {
     set[page / 64] & (1 << (page % 64)) != 0
+}
+
+fn runs_of(set: PageSet, pages: Range<usize>, member: bool) -> impl Iterator<Item = Range<usize>> {
+    let mut at = pages.start as u64;
+    let page = |number| usize::try_from(number).unwrap_or(REGION_PAGES);
+    std::iter::from_fn(move || {
+        let run = runs(&set, at..pages.end as u64, member).next()?;
+        at = run.end;
+        Some(page(run.start)..page(run.end))
+    })
+}
+
+/// A region that pages are still put into.
+#[derive(Debug)]
+pub(super) struct Growing {
+    pub(super) region: Region,
+    /// For each page that is here, the round in which it was put.
+    rounds: Box<[u32; REGION_PAGES]>,
+    /// No page was ever put in a round before the one or after the other.
+    oldest: u32,
+    youngest: u32,
+}
+
+impl Growing {
+    /// Memory that a region takes besides its content, in the tables and the index.
+    pub(super) const COST_BYTES: u64 = REGION_PAGES as u64 * 4 + 6 * WORDS as u64 * 8 + 128;
+
+    pub(super) fn new(region: Region) -> Self {
+        Self {
+            region,
+            rounds: Box::new([0; REGION_PAGES]),
+            oldest: u32::MAX,
+            youngest: 0,
+        }
+    }
+
+    /// The parts of `pages` that were not put in a round later than `round`.
+    pub(super) fn replaceable(&self, pages: Range<usize>, round: u32) -> Vec<Range<usize>> {
+        if round >= self.youngest {
+            return vec![pages];
+        }
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        for page in pages {
+            if self.region.has(page) && self.rounds[page] > round {
+                continue;
+            }
+            match spans.last_mut() {
+                Some(span) if span.end == page => span.end += 1,
+                _ => spans.push(page..page + 1),
+            }
+        }
+        spans
+    }
+
+    /// Notes that pages are here now.
+    pub(super) fn set(&mut self, pages: Range<usize>, round: u32, zero: bool) {
+        self.rounds[pages.clone()].fill(round);
+        self.oldest = self.oldest.min(round);
+        self.youngest = self.youngest.max(round);
+        self.region.set(pages, zero);
+    }
+
+    /// Gives the rounds of pages with content to `each`, with the number of pages. A round may come more than once.
+    pub(super) fn count_rounds(&self, mut each: impl FnMut(u32, u32)) {
+        if self.oldest == self.youngest {
+            return each(self.oldest, self.region.data_pages());
+        }
+        let runs = self.region.data_runs(0..REGION_PAGES);
+        runs.flatten().for_each(|page| each(self.rounds[page], 1));
+    }
+
+    /// The region, with those pages hot that were put in `since` or later.
+    pub(super) fn with_hot(&self, since: Option<u32>) -> Region {
+        let mut region = self.region.clone();
+        if let Some(since) = since.filter(|since| *since <= self.youngest) {
+            for page in self.region.data_runs(0..REGION_PAGES).flatten() {
+                region.hot[page / 64] |= u64::from(self.rounds[page] >= since) << (page % 64);
+            }
+        }
+        region
+    }
 }

@@ -3,7 +3,7 @@ use std::fs;
 
 use proptest::prelude::*;
 
-use super::{INDEX_NAME, PageStore, REGION_BYTES, Region, StoreError};
+use super::{Growing, INDEX_NAME, PageStore, REGION_BYTES, StoreError};
 use crate::memory::{PAGE_BYTES, PageRun};
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -61,7 +61,7 @@ fn zero_pages_take_no_room_and_give_back_what_was_there() {
         let blocks = fs::metadata(directory.path().join("store/pages"))
             .unwrap()
             .blocks();
-        (store.bytes() - Region::COST_BYTES, blocks * 512)
+        (store.bytes() - Growing::COST_BYTES, blocks * 512)
     };
     store.put(0, 1, &[zeros(0, 512)], &[]).unwrap();
     assert_eq!(room(&store), (0, 0));
@@ -74,7 +74,7 @@ fn zero_pages_take_no_room_and_give_back_what_was_there() {
 
 #[test]
 fn the_limit_holds_before_anything_is_taken() {
-    let limit = Region::COST_BYTES + 4 * PAGE_BYTES;
+    let limit = Growing::COST_BYTES + 4 * PAGE_BYTES;
     let (_directory, store) = store(limit);
     store.put(0, 1, &[run(0, 4)], &[1; 4 * PAGE]).unwrap();
     let more = store.put(0, 1, &[run(0x4000, 1)], &[1; PAGE]);
@@ -144,7 +144,7 @@ fn a_sealed_store_takes_nothing_and_is_the_same_when_opened_again() {
             [Some(5), Some(5), Some(0), None]
         );
         assert_eq!(read(store, 2, 0x1000), Some(6));
-        assert_eq!(store.bytes(), 2 * Region::COST_BYTES + 3 * PAGE_BYTES);
+        assert_eq!(store.bytes(), 2 * Growing::COST_BYTES + 3 * PAGE_BYTES);
     }
 }
 
@@ -194,7 +194,7 @@ fn threads_that_put_the_same_pages_leave_the_latest_round_whole() {
     for page in 0..600 {
         assert_eq!(read(&store, 1, page * PAGE_BYTES), Some(199));
     }
-    assert_eq!(store.bytes(), 600 * PAGE_BYTES + 2 * Region::COST_BYTES);
+    assert_eq!(store.bytes(), 600 * PAGE_BYTES + 2 * Growing::COST_BYTES);
 }
 
 proptest! {
