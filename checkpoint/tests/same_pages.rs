@@ -207,8 +207,11 @@ async fn compared(words: &str) -> Side {
     let freezer = Freezer::of_cgroup(&side.cgroup).unwrap();
     let mut sent = Sent::default();
     let mut tracker = Tracker::attach(&side.cgroup).unwrap();
-    for _ in 0..4 {
-        tracker.round(&mut sent).unwrap();
+    for round in 0..4 {
+        match round {
+            2 => tracker.listing_round(&mut sent).unwrap(),
+            _ => tracker.round(&mut sent).unwrap(),
+        };
         std::thread::sleep(Duration::from_millis(30));
     }
     freezer.freeze(soon(5)).await.unwrap();

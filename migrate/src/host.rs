@@ -68,7 +68,13 @@ pub trait MemoryReader: Send {
     /// See [`ReadError`].
     fn round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError>;
 
-    /// The same for a container that stands still.
+    /// The same, once before the freeze, with whatever makes the two that follow it shorter.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    fn listing_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError>;
+
+    /// What was written since, for a container that stands still.
     ///
     /// # Errors
     /// See [`ReadError`].

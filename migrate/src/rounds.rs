@@ -29,7 +29,9 @@ const ASSUMED_BYTES_PER_S: u64 = 500_000_000;
 pub enum Pass {
     /// Those written since the round before, while the container runs.
     Running,
-    /// The same, while it stands still.
+    /// The same, and all pages are listed, so that this takes less time when the container stands still.
+    Listing,
+    /// Those written since, while it stands still.
     Frozen,
     /// What is missing of all it has in the end.
     Last,
@@ -78,6 +80,7 @@ impl Memory {
         let reading = tokio::task::spawn_blocking(move || {
             let facts = match pass {
                 Pass::Running => reader.round(&mut sink),
+                Pass::Listing => reader.listing_round(&mut sink),
                 Pass::Frozen => reader.frozen_round(&mut sink),
                 Pass::Last => reader.last_round(&mut sink),
             };
@@ -208,7 +211,7 @@ fn described(number: u32, facts: &RoundFacts, pass: Pass) -> Round {
         scan_us: micros(facts.scan),
         read_us: micros(facts.read),
         duration_us: 0,
-        frozen: pass != Pass::Running,
+        frozen: matches!(pass, Pass::Frozen | Pass::Last),
     }
 }
 

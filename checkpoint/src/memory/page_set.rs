@@ -91,9 +91,15 @@ impl PageSet {
 
     /// The ranges of pages in the set, in ascending order; none is longer than a block.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
-        self.blocks.iter().flat_map(|(block, words)| {
+        self.ranges_in(0..u64::MAX - u64::MAX % PAGE_BYTES)
+    }
+
+    /// Those of them that lie in `range`, cut at its ends.
+    pub fn ranges_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let touched = self.blocks.range(blocks(&range));
+        touched.flat_map(move |(block, words)| {
             let base = block * BLOCK_BYTES;
-            runs(&**words, 0..PAGES, true)
+            runs(&**words, pages_in(*block, &range), true)
                 .map(move |run| base + run.start * PAGE_BYTES..base + run.end * PAGE_BYTES)
         })
     }
@@ -237,10 +243,12 @@ mod tests {
             prop_assert_eq!(set.intersects(bytes(&asked)), asked.clone().any(|page| model.contains(&page)));
             let found = gaps(&set, &asked);
             prop_assert!(found.windows(2).all(|pair| pair[0].end < pair[1].start), "{found:?}");
-            let missing: Vec<u64> = asked.filter(|page| !model.contains(page)).collect();
+            let missing: Vec<u64> = asked.clone().filter(|page| !model.contains(page)).collect();
             prop_assert_eq!(found.into_iter().flatten().collect::<Vec<_>>(), missing);
             let ranges: Vec<u64> = set.ranges().flat_map(|range| range.step_by(4096)).map(|address| address / PAGE_BYTES).collect();
-            prop_assert_eq!(ranges, model.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(ranges, model.iter().copied().collect::<Vec<_>>());
+            let inside: Vec<u64> = set.ranges_in(bytes(&asked)).flat_map(|range| range.step_by(4096)).map(|address| address / PAGE_BYTES).collect();
+            prop_assert_eq!(inside, model.into_iter().filter(|page| asked.contains(page)).collect::<Vec<_>>());
         }
 
         #[test]

@@ -9,13 +9,13 @@ use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::areas::{self, Area};
+use super::areas::{self, Area, Kind};
 use super::direct::{self, Unsettled};
 use super::inject::{self, InjectError};
 use super::page_set::PageSet;
 use super::read::{Reader, Source, Totals};
 use super::scan::{Abilities, Follower, Listing, Scratch, failed, has_ended, is_followed};
-use super::{PAGE_BYTES, PageRun, PageSink, ResidentPages, TrackError};
+use super::{PAGE_BYTES, PageSink, ResidentPages, TrackError};
 use crate::sys::maps::Maps;
 use crate::sys::pagemap::{Pagemap, Region};
 use crate::sys::ptrace;
@@ -68,11 +68,26 @@ pub struct Process {
     /// Areas in which pages may be protected that were not found: everything there counts as written.
     suspect: Vec<Range<u64>>,
     unsettled: Option<Unsettled>,
-    /// What [`Self::send_frozen`] has listed: each area with its pages.
-    listed: Listed,
+    listed: Option<Listed>,
 }
 
-type Listed = Vec<(Area, Vec<PageRun>)>;
+/// What was listed ahead, so that at the end only what changed since must be looked at: whatever of these areas is in memory and
+/// protected is among the pages. What is protected later is added; what goes away is not protected any more.
+#[derive(Debug)]
+struct Listed {
+    /// In ascending order.
+    areas: Vec<Area>,
+    pages: PageSet,
+}
+
+impl Listed {
+    fn has(&self, area: &Area) -> bool {
+        let found = self
+            .areas
+            .binary_search_by_key(&area.range.start, |known| known.range.start);
+        found.is_ok_and(|at| self.areas.get(at) == Some(area))
+    }
+}
 
 impl Process {
     /// Opens the process `pid` without touching it. None when it has ended.
@@ -93,7 +108,7 @@ impl Process {
                 sent: PageSet::default(),
                 suspect: Vec::new(),
                 unsettled: None,
-                listed: Vec::new(),
+                listed: None,
             };
             Ok(process.is_alive().then_some(process))
         };
@@ -193,6 +208,7 @@ impl Process {
         let areas = self.areas()?;
         let suspect = std::mem::take(&mut self.suspect);
         let mut unsettled = self.unsettled.take();
+        let mut listed = self.listed.take();
         let (follower, mut reader) = self.split(sink, totals);
         let mut scanned = 0;
         let mut unsure = Vec::new();
@@ -200,7 +216,13 @@ impl Process {
             if !is_followed(&area, reader.sent()) {
                 continue;
             }
-            let mut found = note_in(&mut unsettled);
+            let mut note = note_in(&mut unsettled);
+            let mut found = |range: Range<u64>| {
+                note(range.clone());
+                if let Some(listed) = &mut listed {
+                    listed.pages.insert(range);
+                }
+            };
             let all = overlaps_any(&suspect, &area.range);
             if !follower.send_written(abilities, &area, all, scratch, &mut reader, &mut found)? {
                 unsure.push(area.range.clone());
@@ -210,24 +232,32 @@ impl Process {
         reader.flush()?;
         self.suspect = unsure;
         self.unsettled = unsettled;
+        self.listed = listed;
         Ok(scanned)
     }
 
-    /// As [`Self::send_written`], while the process stands still; what there is is listed at the same time, so that
-    /// [`Self::finish`] has to look only at what changes from here on.
-    pub fn send_frozen(
-        &mut self,
-        abilities: Abilities,
-        scratch: &mut Scratch,
-        sink: &mut dyn PageSink,
-        totals: &mut Totals,
-    ) -> Result<u64, TrackError> {
-        let scanned = self.send_written(abilities, scratch, sink, totals)?;
+    /// Lists what there is, unless that was done, so that [`Self::finish`] has to look only at what changes from here on. The process
+    /// may run; nothing is read.
+    pub fn list_ahead(&mut self, abilities: Abilities, scratch: &mut Scratch) -> Result<(), TrackError> {
         // What may be written without a trace cannot be listed in advance.
-        if self.userfaultfd.is_some() && self.unsettled.is_none() {
-            self.listed = self.list(abilities, scratch, sink, totals, false)?;
+        if self.unsettled.is_some() || self.listed.is_some() {
+            return Ok(());
         }
-        Ok(scanned)
+        let mut areas = self.areas()?;
+        areas.retain(|area| area.kind == Kind::Anonymous && !overlaps_any(&self.suspect, &area.range));
+        let follower = self.follower();
+        if !follower.is_following() {
+            return Ok(());
+        }
+        let mut pages = PageSet::default();
+        let mut listed = Vec::with_capacity(areas.len());
+        for area in areas {
+            if follower.list_ahead(abilities, &area, scratch, &mut pages)? {
+                listed.push(area);
+            }
+        }
+        self.listed = Some(Listed { areas: listed, pages });
+        Ok(())
     }
 
     /// After [`Self::send_written`], while the process runs: hands on what has to be read once more, because it may have
@@ -248,6 +278,15 @@ impl Process {
         }
         self.unsettled = Some(unsettled);
         Ok(())
+    }
+
+    fn follower(&self) -> Follower<'_> {
+        Follower {
+            pid: self.pid,
+            maps: &self.maps,
+            pagemap: &self.pagemap,
+            userfaultfd: self.userfaultfd.as_ref(),
+        }
     }
 
     fn split<'a>(
@@ -282,67 +321,39 @@ impl Process {
             self.sent.remove_all(&unsettled.fresh);
             self.sent.remove_all(&unsettled.settling);
         }
-        let listed = self.list(abilities, scratch, sink, totals, true)?;
-        let runs = listed.into_iter().flat_map(|(_, runs)| runs).collect();
-        Ok(ResidentPages {
-            process: self.id,
-            runs,
-        })
-    }
-
-    /// Each area with its pages; hands on those that are not sent. Unless all are required, areas that are not followed are
-    /// left out, and pages that cannot be read.
-    fn list(
-        &mut self,
-        abilities: Abilities,
-        scratch: &mut Scratch,
-        sink: &mut dyn PageSink,
-        totals: &mut Totals,
-        require_all: bool,
-    ) -> Result<Listed, TrackError> {
         let areas = self.areas()?;
+        let mut listed = self.listed.take().filter(|_| self.unsettled.is_none());
         let mut unsettled = self.unsettled.take();
-        let mut former = std::mem::take(&mut self.listed);
         let suspect = self.suspect.clone();
-        let mut listed = Vec::with_capacity(areas.len());
+        let mut runs = Vec::new();
         let (follower, mut reader) = self.split(sink, totals);
-        if require_all {
-            reader.require_all();
-        }
+        reader.require_all();
         for area in areas {
-            let mut runs = Vec::new();
             let sure = !overlaps_any(&suspect, &area.range);
             let followed = sure && follower.is_following() && is_followed(&area, reader.sent());
-            if !followed && !require_all {
-                continue;
-            }
             let mut found = note_in(&mut unsettled);
             let mut list = Listing {
                 runs: &mut runs,
                 found: &mut found,
             };
-            let known = former
-                .binary_search_by_key(&area.range.start, |(area, _)| area.range.start)
-                .ok()
-                .filter(|at| former[*at].0 == area)
-                .map(|at| std::mem::take(&mut former[at].1));
+            let known = listed.as_mut().filter(|listed| listed.has(&area));
             let done = followed
-                && match known {
+                && match known.map(|listed| &mut listed.pages) {
                     Some(known) => {
                         follower.finish_listed(abilities, &area, known, scratch, &mut reader, &mut list)?
                     }
                     None => follower.finish_followed(abilities, &area, scratch, &mut reader, &mut list)?,
                 };
-            if !done && require_all {
+            if !done {
                 follower.finish_other(abilities, &area, scratch, &mut reader, &mut list)?;
-            }
-            if done || require_all {
-                listed.push((area, runs));
             }
         }
         reader.flush()?;
         self.unsettled = unsettled;
-        Ok(listed)
+        Ok(ResidentPages {
+            process: self.id,
+            runs,
+        })
     }
 
     /// Bytes that are to be sent as things stand: what was written, or everything where nothing is tracked.

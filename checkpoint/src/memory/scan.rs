@@ -49,6 +49,13 @@ impl Abilities {
     }
 }
 
+/// In how many places an area may have been touched for each of them to be looked at: each takes 1 to 2 us, and to look at all of
+/// the area instead some 16 ns a page.
+fn most_touched(area: &Area) -> usize {
+    let pages = (area.range.end - area.range.start) / PAGE_BYTES;
+    usize::try_from(pages / 128).map_or(usize::MAX, |most| most.max(64))
+}
+
 /// Room that is used again and again.
 #[derive(Debug)]
 pub struct Scratch {
@@ -203,28 +210,46 @@ impl Follower<'_> {
         }
     }
 
-    /// As [`Self::finish_followed`], for an area whose pages were `known` when everything stood still already: only where
-    /// something was written since is looked at again.
+    /// Adds the pages that an area has now to `pages`, whether they were written or not. False where it is not registered; what
+    /// was added of it says nothing then.
+    pub fn list_ahead(
+        &self,
+        abilities: Abilities,
+        area: &Area,
+        scratch: &mut Scratch,
+        pages: &mut PageSet,
+    ) -> Result<bool, TrackError> {
+        let query = Query {
+            check_registered: true,
+            ..abilities.resident(area.kind)
+        };
+        let Range { start, end } = area.range;
+        let listed = self
+            .pagemap
+            .scan_all(&query, start, end, &mut scratch.regions, |region| {
+                pages.insert(region.start..region.end);
+                Ok(())
+            });
+        match listed {
+            Err(Scan::Unregistered) => Ok(false),
+            other => other.map(|()| true).map_err(|error| error.of(self.pid)),
+        }
+    }
+
+    /// As [`Self::finish_followed`], for an area of which `known` has every page that is there and was not written since it was
+    /// protected: only the rest is looked at.
     pub fn finish_listed(
         &self,
         abilities: Abilities,
         area: &Area,
-        known: Vec<PageRun>,
+        known: &mut PageSet,
         scratch: &mut Scratch,
         reader: &mut Reader<'_>,
         list: &mut Listing<'_>,
     ) -> Result<bool, TrackError> {
-        let touched = match area.kind {
-            Kind::Anonymous => self.touched(area, scratch)?,
-            _ => None,
-        };
-        let Some(touched) = touched else {
+        let Some(touched) = self.touched(area, scratch)? else {
             return self.finish_followed(abilities, area, scratch, reader, list);
         };
-        let mut pages = PageSet::default();
-        for run in &known {
-            pages.insert(run.start..run.end());
-        }
         for range in touched {
             let part = Area {
                 range: range.clone(),
@@ -238,13 +263,13 @@ impl Follower<'_> {
             if !self.finish_followed(abilities, &part, scratch, reader, &mut part_list)? {
                 return Ok(false);
             }
-            pages.remove(range);
-            now.iter().for_each(|run| pages.insert(run.start..run.end()));
+            known.remove(range);
+            now.iter().for_each(|run| known.insert(run.start..run.end()));
         }
         reader.remember(true)?;
-        for range in pages.ranges() {
+        for range in known.ranges_in(area.range.clone()) {
             push(list.runs, &range);
-            // What could not be read then is tried again.
+            // What could not be read before is tried again.
             reader.add_unsent(range)?;
         }
         Ok(true)
@@ -256,7 +281,7 @@ impl Follower<'_> {
     /// In this form the question is the cheapest that can be asked: 2 ns a page, a tenth of what it costs to know what the
     /// page is.
     fn touched(&self, area: &Area, scratch: &mut Scratch) -> Result<Option<Vec<Range<u64>>>, TrackError> {
-        const MOST: usize = 64;
+        let most = most_touched(area);
         let query = Query {
             required: category::WRITTEN,
             report: category::WRITTEN,
@@ -268,7 +293,7 @@ impl Follower<'_> {
         let scanned = self
             .pagemap
             .scan_all(&query, start, end, &mut scratch.regions, |region| {
-                let many = touched.len() == MOST;
+                let many = touched.len() == most;
                 match touched.last_mut() {
                     Some(last) if last.end == region.start => last.end = region.end,
                     _ if many => return Err(Scan::Unregistered),

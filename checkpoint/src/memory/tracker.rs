@@ -125,12 +125,30 @@ impl Tracker {
         })
     }
 
+    /// As [`Self::round`], and what there is is listed at the same time, so that [`Self::finish`] has to look only at what changes
+    /// from here on. To be done once, shortly before the container is frozen; it takes 4 ms more for each GiB.
+    pub fn listing_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
+        let start = Instant::now();
+        self.find_processes()?;
+        self.track_processes()?;
+        self.of_each(start, sink, |process, abilities, scratch, sink, totals| {
+            let scanned = process.send_written(abilities, scratch, sink, totals)?;
+            process.send_settled(sink, totals)?;
+            process.list_ahead(abilities, scratch)?;
+            Ok(scanned)
+        })
+    }
+
     /// A round for a container that stands still, by the freezer or by CRIU's tracing. Processes that are not tracked
-    /// yet are left alone, for [`Self::finish`], which has less to do after this.
+    /// yet are left alone, for [`Self::finish`], which has less to do after this. Those that were not listed are now.
     pub fn frozen_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
         let start = Instant::now();
         self.find_processes()?;
-        self.of_each(start, sink, Process::send_frozen)
+        self.of_each(start, sink, |process, abilities, scratch, sink, totals| {
+            let scanned = process.send_written(abilities, scratch, sink, totals)?;
+            process.list_ahead(abilities, scratch)?;
+            Ok(scanned)
+        })
     }
 
     /// For a container that stands still and will not run here again unless the move is given up: every page that a

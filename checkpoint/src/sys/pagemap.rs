@@ -138,7 +138,8 @@ impl Pagemap {
     }
 
     /// As many calls as it takes: gives every region from `start` to `end` to `each`, in ascending order, through
-    /// `buffer`, which must not be empty. A region that goes on in the next call is given in pieces.
+    /// `buffer`, which must not be empty. A region that goes on in the next call is given in pieces. Each call holds the lock of the
+    /// address space, for which the process waits when it maps something, so none looks at much.
     pub fn scan_all<E: From<io::Error>>(
         &self,
         query: &Query,
@@ -149,7 +150,7 @@ impl Pagemap {
     ) -> Result<(), E> {
         let mut at = start;
         while at < end {
-            let found = self.scan(query, at, end, buffer)?;
+            let found = self.scan(query, at, end.min(at.saturating_add(CALL_BYTES)), buffer)?;
             for region in &buffer[..found.regions] {
                 each(*region)?;
             }
@@ -162,6 +163,9 @@ impl Pagemap {
         Ok(())
     }
 }
+
+/// What one call of [`Pagemap::scan_all`] looks at: 0.3 ms for the cheapest question, 2 ms for the dearest.
+const CALL_BYTES: u64 = 512 << 20;
 
 /// Where the walk really ended. The kernel (6.18 at least) fills larger buffers in steps, and what it says after the last one
 /// may be where an earlier one ended. But what is found ascends, and with room left it walks to the end.

@@ -28,8 +28,13 @@ fn follow(name: &str, rounds: usize) {
 fn follow_workload(workload: &Workload, rounds: usize) {
     let mut store = Store::default();
     let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
-    for _ in 0..rounds {
-        tracker.round(store.next_round()).unwrap();
+    for round in 0..rounds {
+        // What is listed while it runs must hold until it stands still.
+        if round == rounds / 2 {
+            tracker.listing_round(store.next_round()).unwrap();
+        } else {
+            tracker.round(store.next_round()).unwrap();
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
     finish(workload, &mut tracker, &mut store);

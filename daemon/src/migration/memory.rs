@@ -54,6 +54,10 @@ impl MemoryReader for LocalMemory {
         counted(sink, |sink| self.tracker.round(sink))
     }
 
+    fn listing_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError> {
+        counted(sink, |sink| self.tracker.listing_round(sink))
+    }
+
     fn frozen_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError> {
         counted(sink, |sink| self.tracker.frozen_round(sink))
     }

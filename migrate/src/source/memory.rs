@@ -31,7 +31,7 @@ impl Source {
             .await?;
         let senders = PageSenders::start(streams, Pace::new(self.plan.max_bandwidth));
         self.memory = Some(Memory::new(reader, senders));
-        self.round().await
+        self.round(Pass::Running).await
     }
 
     /// Memory in rounds until the rest is small enough for the blackout. What else can be done before the freeze is done
@@ -46,6 +46,7 @@ impl Source {
             match decision {
                 Decision::Freeze if prepared => return Ok(()),
                 Decision::Freeze => {
+                    self.round(Pass::Listing).await?;
                     self.prepare().await?;
                     prepared = true;
                     if self.chain.is_some() {
@@ -54,10 +55,10 @@ impl Source {
                     }
                 }
                 Decision::Round if self.chain.is_some() => self.pre_dump(reserved).await?,
-                Decision::Round => self.round().await?,
+                Decision::Round => self.round(Pass::Running).await?,
                 Decision::Slow(percent) => {
                     self.slow_down(percent).await?;
-                    self.round().await?;
+                    self.round(Pass::Running).await?;
                 }
                 Decision::GiveUp(why) => return Err(why.into()),
             }
@@ -81,18 +82,18 @@ impl Source {
     }
 
     /// One round, until the destination has stored it.
-    async fn round(&mut self) -> Result<(), StepError> {
+    async fn round(&mut self, pass: Pass) -> Result<(), StepError> {
         let Some(mut memory) = self.memory.take() else {
             return Ok(());
         };
-        let ended = self.round_of(&mut memory).await;
+        let ended = self.round_of(&mut memory, pass).await;
         self.memory = Some(memory);
         ended
     }
 
-    async fn round_of(&mut self, memory: &mut Memory) -> Result<(), StepError> {
+    async fn round_of(&mut self, memory: &mut Memory, pass: Pass) -> Result<(), StepError> {
         let began = Instant::now();
-        self.read_watched(memory).await?;
+        self.read_watched(memory, pass).await?;
         // What was read before waits for room in the streams.
         let number = tokio::select! {
             ended = memory.end_round() => ended?,
@@ -110,10 +111,10 @@ impl Source {
         Ok(())
     }
 
-    async fn read_watched(&mut self, memory: &mut Memory) -> Result<(), StepError> {
+    async fn read_watched(&mut self, memory: &mut Memory, pass: Pass) -> Result<(), StepError> {
         let (mut progress, sent) = (memory.progress(), memory.counter());
         let mut ticks = tokio::time::interval(PROGRESS);
-        let reading = memory.read(Pass::Running);
+        let reading = memory.read(pass);
         tokio::pin!(reading);
         loop {
             tokio::select! {

@@ -103,6 +103,10 @@ impl MemoryReader for SimulatedMemory {
         self.send("round", sink)
     }
 
+    fn listing_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError> {
+        self.round(sink)
+    }
+
     fn frozen_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundFacts, ReadError> {
         assert!(
             !self.world.with(|world| world.source_runs),
