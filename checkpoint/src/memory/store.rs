@@ -58,6 +58,7 @@ pub struct PageStore {
     limit_bytes: u64,
     used_bytes: AtomicU64,
     regions: AtomicU32,
+    rounds: Mutex<hot::Rounds>,
     sealed: AtomicBool,
 }
 
@@ -119,6 +120,7 @@ impl PageStore {
             limit_bytes,
             used_bytes: AtomicU64::new(0),
             regions: AtomicU32::new(0),
+            rounds: Mutex::default(),
             sealed: AtomicBool::new(false),
         }
     }
@@ -140,6 +142,7 @@ impl PageStore {
             return Err(StoreError::Sealed);
         }
         check(process, runs, data)?;
+        self.rounds().count(round, data.len() as u64);
         let mut rest = data;
         for run in runs {
             let mut start = run.start;
@@ -322,27 +325,23 @@ impl PageStore {
     /// The index cannot be written.
     pub fn seal(&self) -> Result<(), StoreError> {
         self.sealed.store(true, Ordering::Release);
-        let mut rounds = hot::Rounds::default();
-        // A put that was under way when the store was sealed has ended when its lock can be taken.
-        self.each_region(|_, region| {
-            rounds.count(region);
-            Ok(())
-        })
-        .and_then(|()| {
-            let hot_since = rounds.hot_since();
+        let hot_since = self.rounds().hot_since();
+        let write = || {
             let mut index = index_file::Writer::create(&self.directory.join(INDEX_NAME))?;
-            self.each_region(|key, region| index.add(key, &region.with_hot(hot_since)))?;
+            for shard in &self.shards {
+                // A put that was under way when the store was sealed has ended when its lock can be taken.
+                let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                for (key, region) in shard.iter() {
+                    index.add(*key, &region.with_hot(hot_since))?;
+                }
+            }
             index.finish()
-        })
-        .map_err(StoreError::files(&self.directory, "sealed"))
+        };
+        write().map_err(StoreError::files(&self.directory, "sealed"))
     }
 
-    fn each_region(&self, mut each: impl FnMut(RegionKey, &Growing) -> io::Result<()>) -> io::Result<()> {
-        for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.iter().try_for_each(|(key, region)| each(*key, region))?;
-        }
-        Ok(())
+    fn rounds(&self) -> MutexGuard<'_, hot::Rounds> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shard(&self, (process, number): RegionKey) -> MutexGuard<'_, Shard> {

@@ -101,8 +101,9 @@ fn serve(job: &FillJob, criu: OwnedFd, holder: &mut HolderLink) -> io::Result<En
     let load_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
     let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS));
     let ended = std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| crew.work());
+        for worker in 0..workers {
+            let (crew, early) = (&crew, worker < workers.div_ceil(2));
+            scope.spawn(move || crew.work(early));
         }
         let ended = Session::new(&crew, planned, criu, holder, woken).run(|| tell(&Progress::Restored));
         crew.stop();

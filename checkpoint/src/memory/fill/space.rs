@@ -18,10 +18,10 @@ use crate::sys::filling::{self, Event};
 /// Filled at once around a fault: what a program reads next is often next to it, and this takes some 15 us.
 const FAULT_BYTES: u64 = 64 << 10;
 
-/// A piece of the background filling while the process has been seen waiting: an answer waits for the piece under way.
+/// A piece of the background filling while somebody waits: an answer waits for the piece under way.
 const SMALL_PIECE_BYTES: u64 = 64 << 10;
 
-/// How long a fault keeps the pieces small.
+/// How long somebody is taken to wait after a fault: what runs out of one page often runs into the next.
 const FAULT_MEMORY_US: u64 = 5_000;
 
 /// A process, or a child that it has forked meanwhile.
@@ -105,11 +105,24 @@ impl Space {
         stuck.map(|since| since.elapsed())
     }
 
+    /// Whether the process waits for pages, as far as can be told: it has just met one that was missing, or just been restored.
+    pub fn is_waiting(&self) -> bool {
+        let fault_us = self.last_fault_us.load(Ordering::Relaxed);
+        monotonic_us().saturating_sub(fault_us) <= FAULT_MEMORY_US
+    }
+
+    /// It will wait for a page soon, or does now.
+    pub fn expect_fault(&self) {
+        self.last_fault_us.store(monotonic_us(), Ordering::Relaxed);
+    }
+
     /// Takes a piece to fill.
     pub fn claim(&self, only_hot: bool) -> Option<Claim> {
-        let calm =
-            monotonic_us().saturating_sub(self.last_fault_us.load(Ordering::Relaxed)) > FAULT_MEMORY_US;
-        let bytes = if calm { Buffer::BYTES } else { SMALL_PIECE_BYTES };
+        let bytes = if self.is_waiting() {
+            SMALL_PIECE_BYTES
+        } else {
+            Buffer::BYTES
+        };
         self.missing().claim(bytes, only_hot)
     }
 
@@ -138,7 +151,7 @@ impl Space {
 
     /// Answers a fault; whether it was with content and not with zeros. `None`: events must be taken first.
     pub fn answer(&self, content: &Content, address: u64, buffer: &mut Buffer) -> io::Result<Option<bool>> {
-        self.last_fault_us.store(monotonic_us(), Ordering::Relaxed);
+        self.expect_fault();
         let _layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
         let page = address - address % PAGE_BYTES;
         let found = self.missing().around(page, FAULT_BYTES);

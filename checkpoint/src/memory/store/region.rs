@@ -131,8 +131,7 @@ pub(super) struct Growing {
     pub(super) region: Region,
     /// For each page that is here, the round in which it was put.
     rounds: Box<[u32; REGION_PAGES]>,
-    /// No page was ever put in a round before the one or after the other.
-    oldest: u32,
+    /// No page was ever put in a later one.
     youngest: u32,
 }
 
@@ -144,7 +143,6 @@ impl Growing {
         Self {
             region,
             rounds: Box::new([0; REGION_PAGES]),
-            oldest: u32::MAX,
             youngest: 0,
         }
     }
@@ -170,26 +168,21 @@ impl Growing {
     /// Notes that pages are here now.
     pub(super) fn set(&mut self, pages: Range<usize>, round: u32, zero: bool) {
         self.rounds[pages.clone()].fill(round);
-        self.oldest = self.oldest.min(round);
         self.youngest = self.youngest.max(round);
         self.region.set(pages, zero);
-    }
-
-    /// Gives the rounds of pages with content to `each`, with the number of pages. A round may come more than once.
-    pub(super) fn count_rounds(&self, mut each: impl FnMut(u32, u32)) {
-        if self.oldest == self.youngest {
-            return each(self.oldest, self.region.data_pages());
-        }
-        let runs = self.region.data_runs(0..REGION_PAGES);
-        runs.flatten().for_each(|page| each(self.rounds[page], 1));
     }
 
     /// The region, with those pages hot that were put in `since` or later.
     pub(super) fn with_hot(&self, since: Option<u32>) -> Region {
         let mut region = self.region.clone();
         if let Some(since) = since.filter(|since| *since <= self.youngest) {
-            for page in self.region.data_runs(0..REGION_PAGES).flatten() {
-                region.hot[page / 64] |= u64::from(self.rounds[page] >= since) << (page % 64);
+            let content = self.region.content();
+            for (word, rounds) in self.rounds.chunks_exact(64).enumerate() {
+                let young = rounds
+                    .iter()
+                    .rev()
+                    .fold(0, |bits, round| bits << 1 | u64::from(*round >= since));
+                region.hot[word] = young & content[word];
             }
         }
         region
