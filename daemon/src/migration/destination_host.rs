@@ -22,6 +22,7 @@ use tranship_proto::v1::{
     ContainerState, Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby,
 };
 
+use super::awake::Awake;
 use super::conductor::Shared;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
@@ -53,6 +54,7 @@ pub struct LocalDestination {
     standing_by: AsyncMutex<Option<StandingBy>>,
     attachment: Mutex<Option<Attachment>>,
     pid: Mutex<i32>,
+    awake: Awake,
 }
 
 impl LocalDestination {
@@ -101,6 +103,7 @@ impl LocalDestination {
             standing_by: AsyncMutex::default(),
             attachment: Mutex::default(),
             pid: Mutex::default(),
+            awake: Awake::default(),
         })
     }
 
@@ -505,12 +508,14 @@ impl DestinationHost for LocalDestination {
     }
 
     async fn hold_network(&self) -> Result<(), HostError> {
+        self.awake.begin();
         let request = self.network_request()?;
         let held = self.shared.networks().hold(&self.container, &request).await;
         held.map_err(|error| HostError::new("hold what is sent to the container", error))
     }
 
     async fn adopt(&self) -> Result<(), HostError> {
+        self.awake.end();
         let pid = *self.pid.lock().unwrap_or_else(PoisonError::into_inner);
         let adopted = self.shared.containers.adopt(&self.container, pid).await;
         adopted

@@ -24,6 +24,7 @@ use tranship_migrate::trees::{Tree, TreeName};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{Migration, MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
 
+use super::awake::Awake;
 use super::conductor::Shared;
 use super::cpu::{CpuShare, full_speed};
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
@@ -70,6 +71,7 @@ pub struct LocalSource {
     /// From the moment when its memory is followed.
     cpu: Mutex<Option<CpuShare>>,
     dump: Mutex<Option<Dump>>,
+    awake: Awake,
 }
 
 impl LocalSource {
@@ -101,6 +103,7 @@ impl LocalSource {
             attachment,
             cpu,
             dump,
+            awake: Awake::default(),
         })
     }
 
@@ -350,6 +353,7 @@ impl SourceHost for LocalSource {
     }
 
     async fn freeze(&self) -> Result<(), HostError> {
+        self.awake.begin();
         let frozen = self.freezer.freeze(Instant::now() + FREEZE).await;
         frozen
             .map(drop)
@@ -449,6 +453,7 @@ impl SourceHost for LocalSource {
     }
 
     async fn thaw(&self) -> Result<(), HostError> {
+        self.awake.end();
         if let Some(prepared) = self.dump.lock().await.take() {
             let given_up = prepared.abort().await;
             given_up.map_err(|error| HostError::new("give the dump up", error))?;
@@ -467,6 +472,7 @@ impl SourceHost for LocalSource {
     }
 
     async fn remove_copy(&self) -> Result<(), HostError> {
+        self.awake.end();
         let id = &self.anatomy.record.id;
         // Its processes give their memory back as they end, at the cost of whoever runs here; there is no hurry.
         if let Err(error) = yield_cpus(&self.anatomy.paths.cgroup) {
