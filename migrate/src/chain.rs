@@ -7,6 +7,7 @@ use tranship_proto::pages::PAGE_BYTES;
 use tranship_proto::v1::{Progress, Round};
 
 use crate::convergence::Facts;
+use crate::rounds::per_second;
 use crate::timings::micros;
 
 /// Bytes a second at which a restore reads a chain back: of stop and copy's 240 MB/s a third is taken for the restore. It was not
@@ -126,11 +127,6 @@ impl Chain {
     fn last_bytes(&self) -> u64 {
         self.rounds.last().map_or(0, |round| round.bytes)
     }
-}
-
-fn per_second(bytes: u64, time: Duration) -> u64 {
-    let rate = u128::from(bytes) * 1_000_000 / time.as_micros().max(1);
-    u64::try_from(rate).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

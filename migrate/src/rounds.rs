@@ -197,7 +197,7 @@ pub struct Finished {
     pub reader: Option<Box<dyn MemoryReader>>,
 }
 
-fn per_second(bytes: u64, time: Duration) -> u64 {
+pub(crate) fn per_second(bytes: u64, time: Duration) -> u64 {
     let rate = u128::from(bytes) * 1_000_000 / time.as_micros().max(1);
     u64::try_from(rate).unwrap_or(u64::MAX)
 }

@@ -128,15 +128,8 @@ impl Tracker {
     /// As [`Self::round`], and what there is is listed at the same time, so that [`Self::finish`] has to look only at what changes
     /// from here on. To be done once, shortly before the container is frozen; it takes 4 ms more for each GiB.
     pub fn listing_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
-        let start = Instant::now();
-        self.find_processes()?;
-        self.track_processes()?;
-        self.of_each(start, sink, |process, abilities, scratch, sink, totals| {
-            let scanned = process.send_written(abilities, scratch, sink, totals)?;
-            process.send_settled(sink, totals)?;
-            process.list_ahead(abilities, scratch)?;
-            Ok(scanned)
-        })
+        let report = self.round(sink)?;
+        self.list_ahead(report)
     }
 
     /// A round for a container that stands still, by the freezer or by CRIU's tracing. Processes that are not tracked
@@ -144,11 +137,21 @@ impl Tracker {
     pub fn frozen_round(&mut self, sink: &mut dyn PageSink) -> Result<RoundReport, TrackError> {
         let start = Instant::now();
         self.find_processes()?;
-        self.of_each(start, sink, |process, abilities, scratch, sink, totals| {
-            let scanned = process.send_written(abilities, scratch, sink, totals)?;
-            process.list_ahead(abilities, scratch)?;
-            Ok(scanned)
-        })
+        let report = self.of_each(start, sink, Process::send_written)?;
+        self.list_ahead(report)
+    }
+
+    /// Lists what processes have that were not listed yet, and adds the time for that.
+    fn list_ahead(&mut self, mut report: RoundReport) -> Result<RoundReport, TrackError> {
+        let start = Instant::now();
+        for process in self.processes.values_mut() {
+            match process.list_ahead(self.abilities, &mut self.scratch) {
+                Err(TrackError::Gone { .. }) => {}
+                other => other?,
+            }
+        }
+        report.scan += start.elapsed();
+        Ok(report)
     }
 
     /// For a container that stands still and will not run here again unless the move is given up: every page that a
