@@ -49,8 +49,8 @@ impl Abilities {
     }
 }
 
-/// In how many places an area may have been touched for each of them to be looked at: each takes 1 to 2 us, and to look at all of
-/// the area instead some 16 ns a page.
+/// In how many places an area may have been touched for each of them to be looked at: each is taken to cost 2 us, and to look
+/// at all of the area instead costs some 16 ns a page.
 fn most_touched(area: &Area) -> usize {
     let pages = (area.range.end - area.range.start) / PAGE_BYTES;
     usize::try_from(pages / 128).map_or(usize::MAX, |most| most.max(64))

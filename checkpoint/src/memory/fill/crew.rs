@@ -18,8 +18,8 @@ const PAUSE: Duration = Duration::from_micros(500);
 /// would else wait for a processor until the kernel takes it from whoever fills, some milliseconds each time.
 const YIELD: Duration = Duration::from_micros(200);
 
-/// For how long after the restore that is done: a client is waiting for the first answer then. Filling gets through some 200 MB/s
-/// a thread meanwhile, less than half of what it does afterwards.
+/// For how long after the restore that is done: a client is waiting for the first answer then. A thread gets no further than one
+/// small piece in each pause meanwhile.
 const YIELDING: Duration = Duration::from_millis(250);
 
 /// How long nothing may be possible once everything is restored, before the container is given up.

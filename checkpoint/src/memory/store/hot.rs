@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Most that is hot. More would be under way when the container runs, in the way of its faults; this takes 15 ms.
+/// Most that is hot. More would be under way when the container runs, in the way of its faults.
 const HOT_BYTES: u64 = 64 << 20;
 
 /// How much came in which round, pages that were replaced later included.
