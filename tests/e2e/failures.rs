@@ -28,18 +28,23 @@ struct Fault {
     exit_code: i32,
 }
 
-/// A CRIU that is killed, with or without its parent, so many seconds after it has begun to trace a task.
+/// A CRIU that is killed, before or after its parent, as soon as it is seen to trace a task.
 macro_rules! killed_in_a_dump {
-    ($seconds:literal, $who:literal) => {
+    ($($who:literal),+) => {
         concat!(
             "
-    (until grep -qs \"^TracerPid:.$$\\$\" /proc/[0-9]*/status; do kill -0 $$ || exit; done; sleep ",
-            $seconds,
-            "; kill -KILL ",
-            $who,
+    (until grep -qs \"^TracerPid:.$$\\$\" /proc/[0-9]*/status; do kill -0 $$ || exit; done",
+            $("; kill -KILL ", $who,)+
             ") </dev/null >/dev/null 2>&1 &
     exec \"$real\" \"$@\""
         )
+    };
+}
+
+/// A CRIU that the kernel kills when one of its files grows beyond so many blocks of 512 bytes.
+macro_rules! killed_at_a_file_of {
+    ($blocks:literal) => {
+        concat!("ulimit -c 0; ulimit -f ", $blocks, "; exec \"$real\" \"$@\"")
     };
 }
 
@@ -52,31 +57,31 @@ const KILLED: &str = "
     done
     wait $pid";
 
-/// Killed from outside when it has begun to dump: as soon as that is seen, and some milliseconds later.
+/// Killed from outside at moments of a dump. Those of its files do not depend on who is faster.
 const KILLED_IN_A_DUMP: [Fault; 5] = [
     Fault {
         what: "is killed when it has the tasks",
-        script: killed_in_a_dump!("0", "$$"),
+        script: killed_in_a_dump!("$$"),
         exit_code: ROLLED_BACK,
     },
     Fault {
-        what: "is killed a little later",
-        script: killed_in_a_dump!("0.01", "$$"),
+        what: "is killed at its first image of more than 512 bytes",
+        script: killed_at_a_file_of!("1"),
         exit_code: ROLLED_BACK,
     },
     Fault {
-        what: "is killed later still",
-        script: killed_in_a_dump!("0.02", "$$"),
+        what: "is killed at its first image of more than 3.5 KiB",
+        script: killed_at_a_file_of!("7"),
         exit_code: ROLLED_BACK,
     },
     Fault {
         what: "is killed together with its relay",
-        script: killed_in_a_dump!("0", "$$ $PPID"),
+        script: killed_in_a_dump!("$$ $PPID"),
         exit_code: ROLLED_BACK,
     },
     Fault {
         what: "is killed right after its relay",
-        script: killed_in_a_dump!("0.01", "$PPID $$"),
+        script: killed_in_a_dump!("$PPID", "$$"),
         exit_code: ROLLED_BACK,
     },
 ];
