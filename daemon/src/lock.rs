@@ -1,12 +1,26 @@
-//! One daemon per state directory: two would each take the other's containers for left-overs.
+//! One daemon per state directory: two would each take the other's containers for left-overs. The guard of a daemon that has
+//! died ([`crate::guard`]) uses it for a moment, and the next daemon waits for that.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+
+/// What a guard writes into the file while it has the lock.
+const GUARD: &[u8] = b"guard";
+
+/// How long a daemon waits for a guard, which may have to wait itself until CRIU has left a container.
+const GUARD_WORKS: Duration = Duration::from_secs(30);
+
+/// For a process that is just ending: its files are closed one after the other.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// The state directory is not ours to use.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +45,11 @@ pub enum LockError {
 /// Keeps other daemons away from a state directory until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct StateLock {
-    _file: File,
+    file: File,
 }
 
 impl StateLock {
-    /// Locks the directory; makes it where it is missing.
+    /// Locks the directory for a daemon; makes it where it is missing. Waits for a guard that is at work there.
     ///
     /// # Errors
     /// [`LockError`].
@@ -46,19 +60,66 @@ impl StateLock {
             source,
         };
         make(state_dir).map_err(failed)?;
-        let opened = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
-        let file = opened.map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(Errno::WOULDBLOCK) => Err(LockError::Taken {
+        let file = open(&path, true).map_err(failed)?;
+        let patience = || if is_guards(&file) { GUARD_WORKS } else { ENDING };
+        if !lock(&file, patience).map_err(failed)? {
+            return Err(LockError::Taken {
                 state_dir: state_dir.to_owned(),
-            }),
-            Err(error) => Err(failed(error.into())),
+            });
+        }
+        file.set_len(0).map_err(failed)?;
+        Ok(Self { file })
+    }
+
+    /// Locks the directory for the guard of a daemon that has died; `None` if another daemon uses it, or nobody ever will.
+    ///
+    /// # Errors
+    /// [`LockError::Io`].
+    pub fn take_as_guard(state_dir: &Path) -> Result<Option<Self>, LockError> {
+        let path = state_dir.join("lock");
+        let failed = |source| LockError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = match open(&path, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(failed)?,
+        };
+        if !lock(&file, || ENDING).map_err(failed)? {
+            return Ok(None);
+        }
+        file.write_all_at(GUARD, 0).map_err(failed)?;
+        Ok(Some(Self { file }))
+    }
+}
+
+impl Drop for StateLock {
+    fn drop(&mut self) {
+        // Whoever finds the lock free does not look at what is written there.
+        self.file.set_len(0).ok();
+    }
+}
+
+fn open(path: &Path, create: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(create).truncate(false).read(true).write(true);
+    options.mode(0o600).open(path)
+}
+
+fn is_guards(file: &File) -> bool {
+    let mut bytes = [0; GUARD.len()];
+    file.read_exact_at(&mut bytes, 0).is_ok() && bytes == GUARD
+}
+
+/// Tries again as long as `patience` says at the time; whether it has the lock then.
+fn lock(file: &File, patience: impl Fn() -> Duration) -> io::Result<bool> {
+    let begun = Instant::now();
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < patience() => std::thread::sleep(AGAIN),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -87,5 +148,33 @@ mod tests {
         assert!(second.to_string().contains("another transhipd"), "{second}");
         drop(first);
         StateLock::take(&state).unwrap();
+    }
+
+    #[test]
+    fn a_guard_leaves_a_state_directory_to_the_daemon_that_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        assert!(
+            StateLock::take_as_guard(&state).unwrap().is_none(),
+            "nothing is made"
+        );
+        assert!(!state.exists());
+        let daemon = StateLock::take(&state).unwrap();
+        assert!(StateLock::take_as_guard(&state).unwrap().is_none());
+        drop(daemon);
+        assert!(StateLock::take_as_guard(&state).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_daemon_waits_for_a_guard_longer_than_for_another_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(StateLock::take(dir.path()).unwrap());
+        let guard = StateLock::take_as_guard(dir.path()).unwrap();
+        let works = std::thread::spawn(move || {
+            std::thread::sleep(ENDING + Duration::from_millis(300));
+            drop(guard);
+        });
+        StateLock::take(dir.path()).unwrap();
+        works.join().unwrap();
     }
 }

@@ -4,12 +4,14 @@
 //! that notices every lost or repeated request (over [`resp`]), [`crowd`] does so on any number of connections, [`visitors`] come with a
 //! new one each time, [`oracles`] judges that nothing is left behind, [`scenario`] is the frame of an end-to-end test.
 //! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, of which [`workload`] (with
-//! [`sys`]) is our own, [`stamps`] watches one job of it, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
+//! [`sys`]) is our own, [`stamps`] watches one job of it, [`halfway`] stops a
+//! migration at the edge of its commit, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
 
 pub mod bench;
 pub mod command;
 pub mod counter;
 pub mod crowd;
+pub mod halfway;
 pub mod images;
 pub mod interrupt;
 pub mod namespace;

@@ -166,6 +166,23 @@ fn cgroups(host: &Host) -> Vec<PathBuf> {
 /// # Errors
 /// The container has no cgroup here.
 pub fn cpu_limit(host: &Host, container_id: &str) -> Result<Option<u64>> {
+    let own = cgroups_of(host, container_id)?;
+    Ok(own.iter().find_map(|path| cpu_quota(path)))
+}
+
+/// Whether the tasks of a container of this host stand still.
+///
+/// # Errors
+/// The container has no cgroup here.
+pub fn is_frozen(host: &Host, container_id: &str) -> Result<bool> {
+    let own = cgroups_of(host, container_id)?;
+    Ok(own.iter().any(|path| {
+        let says = |file, word| fs::read_to_string(path.join(file)).is_ok_and(|text| text.trim() == word);
+        says("freezer.state", "FROZEN") || says("cgroup.freeze", "1")
+    }))
+}
+
+fn cgroups_of(host: &Host, container_id: &str) -> Result<Vec<PathBuf>> {
     let mut own = cgroups(host);
     own.retain(|path| path.file_name().is_some_and(|name| name == container_id));
     ensure!(
@@ -173,7 +190,7 @@ pub fn cpu_limit(host: &Host, container_id: &str) -> Result<Option<u64>> {
         "container {container_id} has no cgroup on {}",
         host.name()
     );
-    Ok(own.iter().find_map(|path| cpu_quota(path)))
+    Ok(own)
 }
 
 /// What a cgroup limits CPU time to. A file that is not there, or says -1 or `max`, is no limit.

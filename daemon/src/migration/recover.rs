@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tranship_migrate::deadlines::ASK_AGAIN;
 use tranship_migrate::destination::{DestinationEnd, DestinationReport, run_from_journal};
 use tranship_migrate::error::{HostError, chain};
-use tranship_migrate::handoff::{DestinationEffect, DestinationHandoff, DestinationStep};
+use tranship_migrate::handoff::{DestinationEffect, DestinationHandoff, DestinationStep, SourceStep};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole, Phase, Reserve};
 
@@ -37,6 +37,31 @@ impl Conductor {
             }
         }
         Ok(())
+    }
+
+    /// Gives every container back to this host that stands still here, or is slowed down, for a migration that is not committed.
+    /// What a peer would have to be asked about is left for [`Conductor::recover`], as is what fails.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub async fn give_back(&self) -> Result<(), HostError> {
+        for MigrationRecord { migration, .. } in self.unfinished().await? {
+            if migration.role() != MigrationRole::Source || self.is_committed(&migration).await? {
+                continue;
+            }
+            if let Err(error) = self.recover_source(migration.clone()).await {
+                tracing::error!(migration_id = migration.id, container = migration.container_name, error = %chain(&error), "the container cannot be given back yet; it stays as it is");
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_committed(&self, record: &Migration) -> Result<bool, HostError> {
+        let (id, _) = ids(record)?;
+        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Source);
+        let steps = journal.words().await;
+        let steps = steps.map_err(|error| HostError::new("read the journal", error))?;
+        Ok(SourceStep::deciding(&steps).is_some_and(SourceStep::is_committed))
     }
 
     /// The records without an end, those of destinations whose journal has none, and the last one of each container that is

@@ -1,0 +1,79 @@
+//! Stops a migration from a to b at the edge of its commit: no daemon is as fast as a test would have to be to hit that.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::testbed::{Host, daemon};
+use crate::tranship::wait_for;
+
+/// From one phase to the next, in daemons that nothing holds up.
+const SHORT: Duration = Duration::from_secs(5);
+
+/// Moves a container to b until that restores it, and answers the migration's id. The container stands still.
+///
+/// # Errors
+/// The migration ended before.
+pub fn migrate_to_hold(a: &Host, container: &str) -> Result<String> {
+    let id = a.tranship(&["migrate", "--detach", container, "b"])?;
+    let mut watch = daemon::cli(a, &["--format", "json", "migrate", "watch", &id])?;
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let lines = BufReader::new(watch.stdout.take().context("the output is a pipe")?).lines();
+    let mut held = false;
+    for line in lines {
+        let record: Value = serde_json::from_str(&line?)?;
+        if record["phase"] == "hold" {
+            held = true;
+            break;
+        }
+    }
+    watch.kill()?;
+    watch.wait()?;
+    ensure!(
+        held,
+        "the migration ended before the destination held the container"
+    );
+    Ok(id)
+}
+
+/// Moves a container until the destination is ready for it. The source's daemon is stopped then, and so has not committed.
+///
+/// # Errors
+/// The migration went on before it could be stopped, or ended.
+pub fn migrate_to_ready(a: &Host, b: &Host, container: &str) -> Result<String> {
+    let id = migrate_to_hold(a, container)?;
+    signal_daemon(a, "STOP")?;
+    wait_for("the destination to be ready", SHORT, || is_in(b, &id, "commit"))?;
+    Ok(id)
+}
+
+/// Whether a host's record of a migration is in this phase.
+///
+/// # Errors
+/// Its daemon does not answer.
+pub fn is_in(host: &Host, migration: &str, phase: &str) -> Result<bool> {
+    let record = host.tranship(&["--format", "json", "migrate", "status", migration])?;
+    let record: Value = serde_json::from_str(&record)?;
+    Ok(record["phase"] == phase)
+}
+
+/// Signals a host's daemon.
+///
+/// # Errors
+/// It does not run.
+pub fn signal_daemon(host: &Host, name: &str) -> Result<()> {
+    let pid = daemon::pid(host).context("the daemon does not run")?;
+    signal(host, name, &pid.to_string())
+}
+
+/// Signals a process by the number it has on its host.
+///
+/// # Errors
+/// It is not there.
+pub fn signal(host: &Host, name: &str, pid: &str) -> Result<()> {
+    host.run("kill", [format!("-{name}"), pid.to_owned()])?;
+    Ok(())
+}
