@@ -4,13 +4,14 @@
 TRANSHIP_PREFIX ?= /opt/tranship
 CARGO_HOME ?= $(HOME)/.cargo
 FUZZ_SECONDS ?= 60
+SOAK_MOVES ?= 200
 
 export TRANSHIP_PREFIX
 export PATH := $(PATH):$(CARGO_HOME)/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 # The steps of a target run in the order they are written, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help setup build lint test test-full model demo bench fuzz clean-testbed
+.PHONY: help setup build lint test test-full soak model demo bench fuzz clean-testbed
 
 help:
 	@echo 'make setup          install what building and running need; once done, a check that takes a moment'
@@ -18,6 +19,7 @@ help:
 	@echo 'make demo           move a Redis between two hosts while a client counts'
 	@echo 'make test           everything that CI runs; the last line has the totals'
 	@echo 'make test-full      the end-to-end tests that take minutes: 1 GiB moved ten times, 1 GiB that forks, a JVM, a cable pulled in each phase'
+	@echo 'make soak           a Redis under load, moved to and fro SOAK_MOVES (200) times'
 	@echo 'make model          what two or three hosts can do to each other in a handoff: the larger exploration'
 	@echo 'make lint           shell scripts, formatting, clippy, licences and sources of dependencies'
 	@echo 'make bench          what docs/BENCHMARKS.md reports; BENCH="--scenario redis-1g --moves 5" for a part of it'
@@ -43,6 +45,9 @@ test: setup lint
 test-full: build
 	scripts/build-images java
 	cargo test --release --workspace --no-fail-fast --test generations --test java --test redis --test goes_away -- --test-threads=1 --ignored --nocapture
+
+soak: build
+	TRANSHIP_MOVES=$(SOAK_MOVES) cargo test --release --workspace --test soak -- --nocapture
 
 model: setup
 	cargo test --release --workspace --test model -- --ignored --nocapture

@@ -139,6 +139,14 @@ pub fn ask_workload(from: &Host, address: SocketAddr, patience: Duration) -> Res
 /// # Errors
 /// The daemon refuses it, or it does not answer within 10 s.
 pub fn run_redis(host: &Host, name: &str, volume: &str, client: &Host) -> Result<()> {
+    run_redis_with(host, name, volume, client, &[])
+}
+
+/// The same, with more words on Redis's command line.
+///
+/// # Errors
+/// As [`run_redis`].
+pub fn run_redis_with(host: &Host, name: &str, volume: &str, client: &Host, more: &[&str]) -> Result<()> {
     let mount = format!("{volume}:/var/lib/redis");
     let options = [
         "run",
@@ -162,19 +170,20 @@ pub fn run_redis(host: &Host, name: &str, volume: &str, client: &Host) -> Result
         "--protected-mode",
         "no",
     ];
-    host.tranship(&[&options[..], &command[..]].concat())?;
+    host.tranship(&[&options[..], &command[..], more].concat())?;
     let address = host.address_of(name, REDIS_PORT)?;
     wait_for("Redis to answer", Duration::from_secs(10), || {
         Ok(ask_redis(client, address, "PING")? == "PONG")
     })
 }
 
-/// Asks a Redis one word from another host, and answers what it says; nothing where it does not answer.
+/// Asks a Redis something from another host, and answers what it says; nothing where it does not answer.
 ///
 /// # Errors
 /// The program that asks cannot be started or does not end.
-pub fn ask_redis(from: &Host, address: SocketAddr, word: &str) -> Result<String> {
+pub fn ask_redis(from: &Host, address: SocketAddr, words: &str) -> Result<String> {
     let program = programs::find("tb-client")?;
-    let arguments = ["redis".to_owned(), address.to_string(), word.to_owned()];
+    let mut arguments = vec!["redis".to_owned(), address.to_string()];
+    arguments.extend(words.split(' ').map(str::to_owned));
     Ok(from.finish(program, arguments, command::SHORT)?.text())
 }
