@@ -92,6 +92,11 @@ impl Conversation {
         }
     }
 
+    /// Nothing more is said or heard, and the peer notices: it may wait for words that could not be said.
+    pub fn hang_up(&mut self) {
+        self.control = Box::new(Silence);
+    }
+
     /// Tells the destination to forget the migration; a lost connection says the same.
     pub async fn abort(&mut self, reason: String) {
         if let Err(error) = self.say(Body::Abort(Abort { reason })).await {

@@ -1,17 +1,22 @@
-//! The narrowest moment of all: the destination has written that the container is about to run, and everything there dies
-//! before it does.
+//! Around the commit: everything at the destination dies when it has written that the container is about to run, and the hosts lose
+//! sight of each other when one has committed and the other has not heard of it.
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tranship_tests::counter::Counter;
 use tranship_tests::halfway::{is_in, migrate_to_ready, signal, signal_daemon};
 use tranship_tests::images::{self, REDIS_PORT};
+use tranship_tests::owner::the_one_that_runs;
 use tranship_tests::scenario::Scenario;
 use tranship_tests::testbed::{Host, daemon};
 use tranship_tests::tranship::wait_for;
 
+/// Exit code of a migration whose outcome is not known.
+const UNKNOWN: i32 = 6;
+/// What is in doubt is decided within this time of the hosts seeing each other again.
+const AT_LAST: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_secs(5);
 /// Both daemons have decided within this time.
 const DECIDED: Duration = Duration::from_secs(20);
@@ -56,6 +61,39 @@ fn a_destination_that_dies_when_it_is_about_to_let_the_container_run_runs_it_aft
     wait_for("the source to know it", DECIDED, || {
         Ok(a.container("redis")?["state"] == "moved")
     })?;
+    sleep(Duration::from_secs(1));
+    counter.stop()?.checked()?;
+    scenario.end()
+}
+
+#[test]
+fn what_is_in_doubt_is_decided_within_ten_seconds_of_the_hosts_seeing_each_other() -> Result<()> {
+    let scenario = Scenario::begin(&["redis"])?;
+    let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
+    images::run_redis(a, "redis", "data", client)?;
+    let counter = Counter::start(client, a.address_of("redis", REDIS_PORT)?, "visits")?;
+    let id = migrate_to_ready(a, b, "redis")?;
+    // The source has been told already that all is ready, so it commits; nobody hears of that.
+    scenario.bed()?.set_link("b", false)?;
+    signal_daemon(a, "CONT")?;
+    let watched = a.try_tranship(&["migrate", "watch", &id])?;
+    ensure!(
+        watched.status.code() == Some(UNKNOWN),
+        "{} instead of {UNKNOWN}: {}",
+        watched.status,
+        watched.errors()
+    );
+    ensure!(
+        a.container("redis")?["state"] == "in_doubt",
+        "the copy is not in doubt"
+    );
+    scenario.bed()?.set_link("b", true)?;
+    let sees = Instant::now();
+    let owner = the_one_that_runs("redis", a, b)?;
+    let took = sees.elapsed();
+    eprintln!("decided after {took:?}");
+    ensure!(owner.name() == "b", "it is on {}", owner.name());
+    ensure!(took < AT_LAST, "it took {took:?}");
     sleep(Duration::from_secs(1));
     counter.stop()?.checked()?;
     scenario.end()

@@ -128,12 +128,15 @@ impl Containers {
         self.record(id).await
     }
 
-    /// It is not known whether the container is still this host's: nobody touches it.
+    /// It is not known whether the container is still this host's: nobody touches it. One that is not here has moved already.
     ///
     /// # Errors
-    /// It is not here, or the registry cannot be written.
+    /// The registry cannot be written.
     pub async fn doubt(&self, id: &ContainerId) -> Result<(), ContainerError> {
         let _held = self.shared.locks.hold(id).await?;
+        if self.registry().containers().get(id).await?.is_none() {
+            return Ok(());
+        }
         let doubt = |record: &mut ContainerRecord| {
             if record.state == ContainerState::Migrating {
                 record.state = ContainerState::InDoubt;

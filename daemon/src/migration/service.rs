@@ -49,10 +49,17 @@ impl PeerMigrations for Conductor {
         let control = GrpcControl::new(Outbox::Answerer(outbox.clone()), messages);
         let conductor = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = conductor.receive(peer.name, control).await {
-                tracing::warn!(error = status.message(), "a migration was not taken");
-                // A source that has gone away does not want to know.
-                let _ = outbox.send(Err(status)).await;
+            match conductor.receive(peer.name, control).await {
+                Ok(role) => {
+                    // The role alone decides when there is nothing more to say.
+                    drop(outbox);
+                    role.await;
+                }
+                Err(status) => {
+                    tracing::warn!(error = status.message(), "a migration was not taken");
+                    // A source that has gone away does not want to know.
+                    let _ = outbox.send(Err(status)).await;
+                }
             }
         });
         Ok(Box::pin(ReceiverStream::new(replies)))
@@ -73,10 +80,14 @@ impl PeerMigrations for Conductor {
 }
 
 impl Conductor {
-    /// Plays the destination's role for a source that has called.
-    async fn receive(&self, source: Name, mut control: GrpcControl) -> Result<(), Status> {
+    /// The destination's role for a source that has called, to be played.
+    async fn receive(
+        &self,
+        source: Name,
+        mut control: GrpcControl,
+    ) -> Result<impl Future<Output = ()> + use<>, Status> {
         let (id, reserve) = first_message(&mut control).await?;
-        let shared = &self.shared;
+        let shared = Arc::clone(&self.shared);
         if reserve.source != source.as_str() || reserve.destination != shared.host_name() {
             return Err(Status::permission_denied("a reservation between other hosts"));
         }
@@ -86,22 +97,26 @@ impl Conductor {
         if !known.map_err(|error| Status::internal(chain(&error)))?.is_empty() || shared.board.is_active(id) {
             return Err(Status::already_exists("a migration of that id was here before"));
         }
-        let host = LocalDestination::new(Arc::clone(shared), id, source.clone(), &reserve);
+        let host = LocalDestination::new(Arc::clone(&shared), id, source.clone(), &reserve);
         let host = Arc::new(host.map_err(|error| Status::invalid_argument(chain(&error)))?);
         let mut record = received_record(id, &source, &shared.host_name(), &reserve);
         shared
             .store(record.clone())
             .await
             .map_err(|error| Status::internal(chain(&error)))?;
-        let _cancelled = shared.board.post(id, record.clone());
+        let cancelled = shared.board.post(id, record.clone());
         let conversation = Conversation::new(id, Box::new(control));
-        let report = Destination::new(id, host, conversation).run(reserve).await;
-        record = shared.board.get(id).unwrap_or(record);
-        outcome::of_destination(&mut record, report);
-        let (outcome, total_ms) = (record.outcome().as_str_name(), record.total_us / 1000);
-        tracing::info!(migration_id = %id, role = "destination", container = record.container_name, peer = record.source, outcome, total_ms, error = record.error, "migration ended");
-        shared.close(id, record).await;
-        Ok(())
+        Ok(async move {
+            let _cancelled = cancelled;
+            let report = Destination::new(id, host, conversation)
+                .run(reserve)
+                .await;
+            record = shared.board.get(id).unwrap_or(record);
+            outcome::of_destination(&mut record, report);
+            let (outcome, total_ms) = (record.outcome().as_str_name(), record.total_us / 1000);
+            tracing::info!(migration_id = %id, role = "destination", container = record.container_name, peer = record.source, outcome, total_ms, error = record.error, "migration ended");
+            shared.close(id, record).await;
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use super::conductor::Conductor;
 use super::cpu::full_speed;
 use super::held::remove_staging;
 use super::journal::Journal;
+use super::log;
 use super::source_host::DUMP_DIR;
 use crate::clock::now_ms;
 use crate::containers::VolumeFate;
@@ -170,8 +171,12 @@ impl Settling {
         } else {
             self.undo_slow_down().await?;
         }
+        let shared = &self.conductor.shared;
+        shared.networks().let_go(&self.container).await;
+        log::forget(&shared.containers.paths(&self.container))
+            .map_err(|error| HostError::new("remove what was sent", error))?;
         self.conductor.release(&self.container).await;
-        remove_staging(self.conductor.shared.paths.migration(&self.id)).await
+        remove_staging(shared.paths.migration(&self.id)).await
     }
 
     /// The daemon before may have ended in the middle of the rounds.
@@ -228,6 +233,7 @@ impl Settling {
     async fn remove_copy(&self) -> SourceEvent {
         let shared = &self.conductor.shared;
         let (to, epoch) = (self.destination.as_str(), self.record.epoch);
+        shared.networks().let_go(&self.container).await;
         let removed = async {
             let moved = shared
                 .containers

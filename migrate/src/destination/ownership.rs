@@ -192,6 +192,8 @@ impl Destination {
     }
 
     async fn ask(&mut self) -> DestinationEvent {
+        // The connection is of no use; a source that still waits there for words that were lost gives up.
+        self.conversation.hang_up();
         match self.host.ask_source().await {
             Ok(verdict) => {
                 if verdict == Verdict::Abandoned {

@@ -13,8 +13,9 @@
 //! ```
 //!
 //! Up to `Ready` has been said the source cannot have committed. From `Resuming` on nothing is given up: what fails is tried
-//! again. Once the tasks were released they are never restored again: that they cannot be seen to run does not mean
-//! that they never did.
+//! again: a restore or a release that fails is looked into, as after the death of a daemon (`Inspecting`), and where no task was let
+//! go it is restored again, some times. Once the tasks were released they are never restored again: that they cannot be seen to
+//! run does not mean that they never did.
 
 use super::journal::DestinationStep;
 use super::rules::Verdict;
@@ -148,7 +149,7 @@ enum Stage {
     Adopting,
     /// `running` is being written.
     Closing,
-    /// It was about to be released when the daemon before ended.
+    /// It was about to be released when the daemon before ended, or that failed.
     Inspecting,
     /// Everything is being removed.
     Dropping,
@@ -163,7 +164,12 @@ enum Stage {
 pub struct DestinationHandoff {
     epoch: u64,
     stage: Stage,
+    /// Restores and releases that failed behind the commit.
+    setbacks: u8,
 }
+
+/// So many may fail: what fails as often will not succeed before a person has looked at it.
+const MOST_SETBACKS: u8 = 3;
 
 type Effects = Vec<DestinationEffect>;
 
@@ -172,6 +178,7 @@ impl Default for DestinationHandoff {
         Self {
             epoch: 0,
             stage: Stage::New,
+            setbacks: 0,
         }
     }
 }
@@ -184,7 +191,11 @@ impl DestinationHandoff {
     /// and what is here is not its own.
     #[must_use]
     pub fn recover(epoch: u64, newest: Option<DestinationStep>, taken: bool) -> (Self, Effects) {
-        let machine = |stage| Self { epoch, stage };
+        let machine = |stage| Self {
+            epoch,
+            stage,
+            setbacks: 0,
+        };
         let ended = |outcome| machine(Stage::Ended(outcome)).then(DestinationEffect::DropStaging);
         match newest {
             None if taken => machine(Stage::New).forget(),
@@ -260,10 +271,7 @@ impl DestinationHandoff {
         match self.stage {
             _ if self.can_give_up() => self.drop_all(),
             Stage::Ready(_) => self.at(Stage::Asking { held: true }).none(),
-            // Not known whether a task has run, or nothing that this daemon could try again.
-            Stage::Bringing | Stage::Releasing if event == DestinationEvent::Failed => self
-                .at(Stage::Ended(DestinationOutcome::Lost))
-                .then(DestinationEffect::Send(Message::Failed)),
+            Stage::Bringing | Stage::Releasing if event == DestinationEvent::Failed => self.set_back(),
             _ => self.none(),
         }
     }
@@ -339,9 +347,7 @@ impl DestinationHandoff {
                 .at(Stage::Closing)
                 .then(DestinationEffect::Record(DestinationStep::Running)),
             (Stage::Inspecting, Inspected(Inspection::NeverReleased)) => self.bring(),
-            (Stage::Inspecting, Inspected(Inspection::MayHaveRun)) => {
-                self.at(Stage::Ended(DestinationOutcome::Lost)).none()
-            }
+            (Stage::Inspecting, Inspected(Inspection::MayHaveRun)) => self.lost(),
             _ => self.none(),
         }
     }
@@ -369,6 +375,20 @@ impl DestinationHandoff {
 
     fn bring(self) -> (Self, Effects) {
         self.at(Stage::Bringing).then(DestinationEffect::Restore)
+    }
+
+    /// Whether a task has run is to be seen.
+    fn set_back(mut self) -> (Self, Effects) {
+        if self.setbacks == MOST_SETBACKS {
+            return self.lost();
+        }
+        self.setbacks += 1;
+        self.at(Stage::Inspecting).then(DestinationEffect::Inspect)
+    }
+
+    fn lost(self) -> (Self, Effects) {
+        self.at(Stage::Ended(DestinationOutcome::Lost))
+            .then(DestinationEffect::Send(Message::Failed))
     }
 
     fn drop_all(self) -> (Self, Effects) {
@@ -414,6 +434,7 @@ mod tests {
         DestinationEvent::Held,
         DestinationEvent::Recorded(DestinationStep::Ready),
     ];
+    const GIVEN_UP: [DestinationEffect; 1] = [DestinationEffect::Send(Message::Failed)];
     const GO: DestinationEvent = DestinationEvent::Heard(Message::Go {
         epoch: 4,
         digest: DIGEST,
@@ -513,7 +534,27 @@ mod tests {
         let (lost, effects) = inspected(Inspection::MayHaveRun);
         assert_eq!(
             (lost.outcome(), effects),
-            (Some(DestinationOutcome::Lost), vec![])
+            (Some(DestinationOutcome::Lost), GIVEN_UP.to_vec())
+        );
+    }
+
+    #[test]
+    fn what_was_not_released_is_restored_again_some_times() {
+        let mut events = TO_READY.to_vec();
+        events.extend([GO, DestinationEvent::Recorded(DestinationStep::Resuming)]);
+        let (mut machine, effects) = after(&events);
+        assert_eq!(effects, [DestinationEffect::Release]);
+        for _ in 0..MOST_SETBACKS {
+            let (inspecting, effects) = machine.on(DestinationEvent::Failed);
+            assert_eq!(effects, [DestinationEffect::Inspect]);
+            let (bringing, effects) = inspecting.on(DestinationEvent::Inspected(Inspection::NeverReleased));
+            assert_eq!(effects, [DestinationEffect::Restore]);
+            machine = bringing;
+        }
+        let (lost, effects) = machine.on(DestinationEvent::Failed);
+        assert_eq!(
+            (lost.outcome(), effects),
+            (Some(DestinationOutcome::Lost), GIVEN_UP.to_vec())
         );
     }
 }

@@ -169,7 +169,8 @@ impl Source {
             } else if self.handoff.awaits_running() {
                 setback = self.hear_running().await.err();
             } else if self.handoff.is_asking() && self.left.is_empty() && !self.hopeless {
-                // The connection is gone, the destination may not be: it may have heard Go, or may ask this host's journal.
+                // The connection is of no use, the destination may be: it may have heard Go, or may ask this host's journal.
+                self.conversation.hang_up();
                 if *give_up_at.get_or_insert_with(|| Instant::now() + RESUME) < Instant::now() {
                     return self.unknown();
                 }
