@@ -143,6 +143,7 @@ impl Coded for RegistryError {
         match self {
             Self::Exists { .. } => Code::AlreadyExists,
             Self::Broken { .. } => Code::Unavailable,
+            Self::NoRoom { .. } => Code::ResourceExhausted,
             Self::Open { .. } | Self::Newer { .. } | Self::Statement { .. } | Self::Gone { .. } => {
                 Code::Internal
             }

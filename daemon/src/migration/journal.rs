@@ -7,6 +7,10 @@ use tranship_proto::v1::MigrationRole;
 
 use crate::registry::{JournalStep, Registry, RegistryError};
 
+/// Behind these steps a container stands still, or may soon: a full disk must not keep the next ones from being written, of which
+/// one is the commit.
+const ROOM_BEHIND: [&str; 2] = ["freezing", "prepared"];
+
 /// Writes and reads the steps of one role.
 #[derive(Clone)]
 pub struct Journal {
@@ -37,7 +41,8 @@ impl Journal {
         }
     }
 
-    /// Appends a step; durable when it returns `Ok`, unknown after an error.
+    /// Appends a step; durable when it returns `Ok`, unknown after an error. Before the container stands still it makes certain that
+    /// there is room on the disk for the steps to come.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -51,6 +56,9 @@ impl Journal {
             serde_json::Value::String(word) => word,
             other => other.to_string(),
         };
+        if ROOM_BEHIND.contains(&word.as_str()) {
+            self.registry.keep_room().await?;
+        }
         self.registry
             .migrations()
             .append_step(self.migration, self.role, &word, epoch, data)

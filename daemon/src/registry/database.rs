@@ -1,16 +1,23 @@
 //! The one connection, and how work gets onto it from asynchronous code.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 use super::error::RegistryError;
 use super::{Containers, Images, Migrations, Volumes, schema};
 
 /// How long a statement waits for an operator's `sqlite3` that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What [`Registry::keep_room`] keeps: some dozen transactions, of a few pages each.
+const ROOM_BYTES: u64 = 1 << 20;
 
 /// The registry; clones share the one connection.
 #[derive(Clone)]
@@ -95,6 +102,21 @@ impl Registry {
         Migrations(self)
     }
 
+    /// Keeps so much of the disk free for the next transactions that they can be written when it is full. On a file system that
+    /// cannot promise that, nothing is done.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoRoom`].
+    pub async fn keep_room(&self) -> Result<(), RegistryError> {
+        let shared = Arc::clone(&self.shared);
+        let task = tokio::task::spawn_blocking(move || shared.keep_room());
+        let kept = task.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        kept.map_err(|source| RegistryError::NoRoom {
+            path: self.path().to_owned(),
+            source,
+        })
+    }
+
     /// Runs `work` in one transaction on a thread that may block; durable when it returns `Ok`.
     pub(super) async fn transaction<T, F>(
         &self,
@@ -117,6 +139,18 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic in the middle rolled its transaction back when it was dropped: the connection is sound.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Transactions are written to the end of SQLite's log, whose blocks beyond its end stay its own.
+    fn keep_room(&self) -> io::Result<()> {
+        let _nobody_writes = self.lock();
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        let log = File::options().write(true).open(log)?;
+        match fallocate(&log, FallocateFlags::KEEP_SIZE, log.metadata()?.len(), ROOM_BYTES) {
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            kept => Ok(kept?),
+        }
     }
 
     fn run<T>(
@@ -189,6 +223,58 @@ mod tests {
     use rusqlite::ffi;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_room_is_kept_for_can_be_written_when_the_disk_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = nix::mount::mount(
+            Some("small"),
+            dir.path(),
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some("size=4m"),
+        );
+        let _unmounted = mounted.map(|()| Unmount(dir.path().to_owned())).unwrap();
+        let registry = Registry::open(&dir.path().join("r.db")).unwrap();
+        let write = |number: i64| {
+            registry.transaction("tokens", "try", move |db| {
+                let sql = "INSERT INTO tokens (hash, created_ms, expires_ms) VALUES (?1, 0, 0)";
+                db.execute(sql, [format!("{number:04000}")])
+            })
+        };
+        let ballast = dir.path().join("ballast");
+        fill(&ballast);
+        let mut number = 0;
+        while write(number).await.is_ok() {
+            number += 1;
+            assert!(number < 1000, "a full disk takes everything");
+        }
+        assert!(matches!(
+            registry.keep_room().await,
+            Err(RegistryError::NoRoom { .. })
+        ));
+        std::fs::remove_file(&ballast).unwrap();
+        registry.keep_room().await.unwrap();
+        fill(&ballast);
+        for number in 1000..1024 {
+            write(number).await.unwrap();
+        }
+    }
+
+    struct Unmount(PathBuf);
+
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+
+    /// To the last byte.
+    fn fill(path: &Path) {
+        use std::io::Write;
+        let mut file = File::create(path).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+    }
 
     #[tokio::test]
     async fn nothing_is_read_or_written_after_a_failed_sync() {

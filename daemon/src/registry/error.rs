@@ -27,6 +27,15 @@ pub enum RegistryError {
         /// Newest version of this build.
         known: i64,
     },
+    /// The disk has no room left for what must be written whatever happens.
+    #[error("there is no room on the disk for what has to be written to the registry {}", path.display())]
+    NoRoom {
+        /// The database file.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
     /// A statement failed; its transaction was rolled back.
     #[error("cannot {operation} in the registry's table {table}")]
     Statement {
