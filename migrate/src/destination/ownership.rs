@@ -17,6 +17,9 @@ use crate::handoff::{
 use crate::host::ReserveError;
 use crate::timings::micros;
 
+/// How often it is tried to remove what is left over.
+const CLEANINGS: u8 = 3;
+
 impl Destination {
     /// Tells the machine what has happened, does what it says, and tells it what comes of that.
     pub(super) async fn tell(&mut self, event: DestinationEvent) -> Result<(), Setback> {
@@ -67,9 +70,7 @@ impl Destination {
             },
             DestinationEffect::DropStaging => {
                 self.note(Phase::Clean);
-                if let Err(error) = host.drop_staging().await {
-                    tracing::error!(migration_id = %self.migration, error = %chain(&error), "staging could not be removed");
-                }
+                self.drop_staging().await;
                 None
             }
             DestinationEffect::DropAll => Some(self.drop_all().await),
@@ -183,12 +184,30 @@ impl Destination {
         self.hold().await
     }
 
+    /// Nothing depends on it, so it is not tried for ever.
+    async fn drop_staging(&mut self) {
+        for left in (0..CLEANINGS).rev() {
+            let Err(error) = self.host.drop_staging().await else {
+                return;
+            };
+            tracing::error!(migration_id = %self.migration, error = %chain(&error), left, "staging could not be removed");
+            if left > 0 {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        }
+    }
+
     async fn drop_all(&mut self) -> DestinationEvent {
         if let Some(held) = self.held.take() {
             self.undo.extend(held.abandon().await.err());
         }
-        self.undo.extend(self.host.drop_all().await.err());
-        DestinationEvent::Dropped
+        match self.host.drop_all().await {
+            Ok(()) => DestinationEvent::Dropped,
+            Err(error) => {
+                tracing::error!(migration_id = %self.migration, error = %chain(&error), "what was received could not be removed; this is tried again");
+                DestinationEvent::Failed
+            }
+        }
     }
 
     async fn ask(&mut self) -> DestinationEvent {

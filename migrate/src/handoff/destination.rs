@@ -45,7 +45,7 @@ pub enum DestinationEvent {
     Released,
     /// The container is this host's own.
     Adopted,
-    /// What was received is gone, but for what could not be removed.
+    /// What was received is gone.
     Dropped,
     /// What is left of a container that was about to run.
     Inspected(Inspection),
@@ -336,6 +336,7 @@ impl DestinationHandoff {
             (Stage::Asking { held: true }, Says(Verdict::Committed)) => self.resume(),
             (Stage::Asking { held: false }, Says(Verdict::Committed)) => self.bring(),
             (Stage::Asking { .. }, Says(Verdict::Abandoned)) => self.drop_all(),
+            (Stage::Dropping, Again) => self.then(DestinationEffect::DropAll),
             (Stage::Resuming, Again) => self.resume(),
             (Stage::Adopting, Again) => self.then(DestinationEffect::Adopt),
             (Stage::Inspecting, Again) => self.then(DestinationEffect::Inspect),
@@ -536,6 +537,15 @@ mod tests {
             (lost.outcome(), effects),
             (Some(DestinationOutcome::Lost), GIVEN_UP.to_vec())
         );
+    }
+
+    #[test]
+    fn what_could_not_be_dropped_is_dropped_again() {
+        let (dropping, _) = DestinationHandoff::recover(4, Some(DestinationStep::Prepared), false);
+        let (same, effects) = dropping.on(DestinationEvent::Failed);
+        assert!(same == dropping && effects.is_empty());
+        let (_, effects) = dropping.on(DestinationEvent::Again);
+        assert_eq!(effects, [DestinationEffect::DropAll]);
     }
 
     #[test]
