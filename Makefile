@@ -11,7 +11,7 @@ export PATH := $(PATH):$(CARGO_HOME)/bin:/usr/local/sbin:/usr/sbin:/sbin
 
 # The steps of a target run in the order they are written, also under `make -j`.
 .NOTPARALLEL:
-.PHONY: help setup build lint test test-full soak model demo bench fuzz clean-testbed
+.PHONY: help setup build lint test test-full faults soak model demo bench fuzz clean-testbed
 
 help:
 	@echo 'make setup          install what building and running need; once done, a check that takes a moment'
@@ -19,6 +19,7 @@ help:
 	@echo 'make demo           move a Redis between two hosts while a client counts'
 	@echo 'make test           everything that CI runs; the last line has the totals'
 	@echo 'make test-full      the end-to-end tests that take minutes: 1 GiB moved ten times, 1 GiB that forks, a JVM, a cable pulled in each phase'
+	@echo 'make faults         daemons that die or fail at every step of a handoff, and again when they recover'
 	@echo 'make soak           a Redis under load, moved to and fro SOAK_MOVES (200) times'
 	@echo 'make model          what two or three hosts can do to each other in a handoff: the larger exploration'
 	@echo 'make lint           shell scripts, formatting, clippy, licences and sources of dependencies'
@@ -37,6 +38,7 @@ lint: setup
 	shellcheck -x .ci/run scripts/*
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release --workspace --features tranship-daemon/fault-points -- -D warnings
 	$(TRANSHIP_PREFIX)/cargo/bin/cargo-deny --locked --log-level warn check licenses bans sources
 
 test: setup lint
@@ -45,6 +47,10 @@ test: setup lint
 test-full: build
 	scripts/build-images java
 	cargo test --release --workspace --no-fail-fast --test generations --test java --test redis --test goes_away -- --test-threads=1 --ignored --nocapture
+
+faults: build
+	cargo build --release --workspace --features tranship-daemon/fault-points --bin transhipd-faults
+	cargo test --release --workspace --test faults -- --ignored --nocapture
 
 soak: build
 	TRANSHIP_MOVES=$(SOAK_MOVES) cargo test --release --workspace --test soak -- --nocapture

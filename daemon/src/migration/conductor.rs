@@ -19,6 +19,7 @@ use tranship_proto::v1::{
 
 use super::board::Board;
 use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
+use super::faults;
 use super::outcome;
 use super::plan::{OptionError, plan};
 use super::preflight::Checked;
@@ -391,7 +392,7 @@ impl Conductor {
         };
         record.epoch = source.next_epoch();
         shared.board.change(id, |shown| shown.epoch = record.epoch);
-        let source = Source::new(id, source, conversation, plan, cancelled);
+        let source = Source::new(id, faults::source(source), conversation, plan, cancelled);
         let report = source.run().await;
         match &report.end {
             SourceEnd::Done { left } if left.is_empty() => {}
@@ -455,7 +456,8 @@ impl Conductor {
             .map_err(|error| call(error.into()))?
             .map_err(|error| call(error.into()))?;
         let control = GrpcControl::new(Outbox::Caller(outbox), inbox.into_inner());
-        Ok((Arc::new(source), Conversation::new(id, Box::new(control))))
+        let control = faults::conversation("source", control);
+        Ok((Arc::new(source), Conversation::new(id, control)))
     }
 
     /// The container is an ordinary one again.

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::MigrationRole;
 
+use super::faults::{self, Injected};
 use crate::registry::{JournalStep, Registry, RegistryError};
 
 /// Behind these steps a container stands still, or may soon: a full disk must not keep the next ones from being written, of which
@@ -28,6 +29,9 @@ pub enum JournalError {
     /// A step's word or data that this version does not know.
     #[error("the journal holds a step that this version cannot read")]
     Malformed(#[from] serde_json::Error),
+    /// A test wants it so.
+    #[error("the journal cannot be used")]
+    Injected(#[source] Injected),
 }
 
 impl Journal {
@@ -59,11 +63,17 @@ impl Journal {
         if ROOM_BEHIND.contains(&word.as_str()) {
             self.registry.keep_room().await?;
         }
-        self.registry
-            .migrations()
-            .append_step(self.migration, self.role, &word, epoch, data)
-            .await?;
-        Ok(())
+        let role = match self.role {
+            MigrationRole::Destination => "destination",
+            _ => "source",
+        };
+        let point = format!("{role}:journal-{word}");
+        let appending = async {
+            let migrations = self.registry.migrations();
+            let written = migrations.append_step(self.migration, self.role, &word, epoch, data);
+            Ok(written.await.map(drop)?)
+        };
+        faults::at(point, JournalError::Injected, appending).await
     }
 
     /// The words of every step, in order.

@@ -15,6 +15,7 @@ use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationR
 
 use super::conductor::Conductor;
 use super::destination_host::LocalDestination;
+use super::faults;
 use super::held::remove_staging;
 use super::journal::Journal;
 use super::settle::Settling;
@@ -204,7 +205,7 @@ impl Conductor {
             tokio::spawn(async move { conductor.go_on(id, record, (host, reserve, newest)).await });
             return Ok(());
         }
-        let report = run_from_journal(id, host, reserve, newest, taken).await;
+        let report = run_from_journal(id, faults::destination(host), reserve, newest, taken).await;
         self.close_destination(id, record, report).await;
         Ok(())
     }
@@ -224,7 +225,7 @@ impl Conductor {
             self.shared.board.take(id);
             return;
         }
-        let report = run_from_journal(id, host, reserve, newest, false).await;
+        let report = run_from_journal(id, faults::destination(host), reserve, newest, false).await;
         self.close_destination(id, record, report).await;
     }
 

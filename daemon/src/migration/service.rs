@@ -21,6 +21,7 @@ use tranship_proto::v1::{
 use super::conductor::{Conductor, Shared};
 use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
 use super::destination_host::LocalDestination;
+use super::faults;
 use super::journal::{Journal, JournalError};
 use super::outcome;
 use crate::clock::now_ms;
@@ -105,10 +106,10 @@ impl Conductor {
             .await
             .map_err(|error| Status::internal(chain(&error)))?;
         let cancelled = shared.board.post(id, record.clone());
-        let conversation = Conversation::new(id, Box::new(control));
+        let conversation = Conversation::new(id, faults::conversation("destination", control));
         Ok(async move {
             let _cancelled = cancelled;
-            let report = Destination::new(id, host, conversation)
+            let report = Destination::new(id, faults::destination(host), conversation)
                 .run(reserve)
                 .await;
             record = shared.board.get(id).unwrap_or(record);

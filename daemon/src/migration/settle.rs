@@ -12,6 +12,7 @@ use tranship_proto::v1::{Migration, MigrationOutcome, MigrationRole, Phase};
 
 use super::conductor::Conductor;
 use super::cpu::full_speed;
+use super::faults;
 use super::held::remove_staging;
 use super::journal::Journal;
 use super::log;
@@ -142,11 +143,17 @@ impl Settling {
                 Some(SourceEvent::Read { committed })
             }
             SourceEffect::Undo { thaw } => {
-                self.undo(thaw).await?;
+                let fail = |injected| HostError::new("undo", injected);
+                faults::at("source:settle-undo", fail, self.undo(thaw)).await?;
                 Some(SourceEvent::Undone { whole: true })
             }
             SourceEffect::Ask => Some(self.ask().await),
-            SourceEffect::RemoveCopy => Some(self.remove_copy().await),
+            SourceEffect::RemoveCopy => {
+                let fail = |_| SourceEvent::Removed { whole: false };
+                let removing = async { Ok(self.remove_copy().await) };
+                let removed = faults::at("source:settle-remove-copy", fail, removing).await;
+                Some(removed.unwrap_or_else(|event| event))
+            }
             // The connection went with the role, and nobody but the role may commit.
             SourceEffect::Send(_) | SourceEffect::Commit { .. } => None,
         })

@@ -35,11 +35,19 @@ pub fn start(host: &Host) -> Result<()> {
 /// # Errors
 /// As [`start`].
 pub fn start_with(host: &Host, environment: &[(&str, &str)]) -> Result<()> {
+    start_program(host, "transhipd", environment)
+}
+
+/// As [`start_with`], for another build of the daemon.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_program(host: &Host, program: &str, environment: &[(&str, &str)]) -> Result<()> {
     let name = host.name();
     if let Some(pid) = pid(host) {
         bail!("transhipd runs on host {name} already (pid {pid} there)");
     }
-    let program = programs::find("transhipd")?;
+    let program = programs::find(program)?;
     let log_path = host.layout.log(name);
     let log = File::options().create(true).append(true).open(&log_path);
     let log = log.with_context(|| format!("cannot open {}", log_path.display()))?;
@@ -89,7 +97,10 @@ pub fn pid(host: &Host) -> Option<i32> {
     let (name, _) = stat.split_once('(')?.1.rsplit_once(") ")?;
     // `setsid` is what the daemon is for a moment. A zombie counts: its threads may still hold the daemon's files, and
     // the host's first process reaps it once they are gone.
-    ["transhipd", "setsid", "sh"].contains(&name).then_some(pid)
+    // A name is cut off after fifteen characters.
+    ["transhipd", "transhipd-fault", "setsid", "sh"]
+        .contains(&name)
+        .then_some(pid)
 }
 
 /// Makes the link to the daemon's socket that works from outside.

@@ -1,0 +1,5 @@
+//! `transhipd`, built with `fault-points`: it dies, or fails, where a test has planned that.
+
+fn main() -> std::process::ExitCode {
+    tranship_daemon::program::main()
+}

@@ -1,0 +1,129 @@
+//! What happens at a point. `TRANSHIP_FAULTS` names a directory with two files: `plan` has a line `POINT DEED` for each fault that is
+//! still to come and loses it when it does, `log` gets a line for each point that is passed and each deed that is done.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::Injected;
+
+/// Where plan and log are.
+pub const DIRECTORY: &str = "TRANSHIP_FAULTS";
+
+/// Two points must not take each other's line out of the plan.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// What a plan can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    /// The daemon dies before the step.
+    KillBefore,
+    /// It dies after the step.
+    KillAfter,
+    /// The step fails without having been tried.
+    Error,
+    /// The step is done, and fails all the same.
+    ErrorAfter,
+}
+
+/// Does the work of a point, unless something else is planned there.
+pub async fn at<T, E>(
+    point: impl Display,
+    fail: impl FnOnce(Injected) -> E,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match planned(&point.to_string()) {
+        None => work.await,
+        Some(Deed::KillBefore) => die(),
+        Some(Deed::KillAfter) => {
+            drop(work.await);
+            die()
+        }
+        Some(Deed::Error) => Err(fail(Injected)),
+        Some(Deed::ErrorAfter) => {
+            work.await?;
+            Err(fail(Injected))
+        }
+    }
+}
+
+/// Takes what is planned for a point out of the plan.
+fn planned(point: &str) -> Option<Deed> {
+    let directory = PathBuf::from(std::env::var_os(DIRECTORY)?);
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // A test that cannot plan finds a migration in which nothing has happened.
+    let taken = take(&directory, point).unwrap_or_default();
+    let line = match &taken {
+        Some(deed) => format!("{point} {deed:?}\n"),
+        None => format!("{point}\n"),
+    };
+    log(&directory, &line).ok();
+    taken
+}
+
+fn take(directory: &Path, point: &str) -> io::Result<Option<Deed>> {
+    let path = directory.join("plan");
+    let plan = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read?,
+    };
+    let mut lines: Vec<&str> = plan.lines().collect();
+    let deed = |line: &str| match line.strip_prefix(point)? {
+        " kill-before" => Some(Deed::KillBefore),
+        " kill-after" => Some(Deed::KillAfter),
+        " error" => Some(Deed::Error),
+        " error-after" => Some(Deed::ErrorAfter),
+        _ => None,
+    };
+    let Some((index, deed)) = lines
+        .iter()
+        .enumerate()
+        .find_map(|(index, line)| Some((index, deed(line)?)))
+    else {
+        return Ok(None);
+    };
+    lines.remove(index);
+    let mut new = OsString::from(&path);
+    new.push(".new");
+    fs::write(&new, lines.join("\n"))?;
+    fs::rename(&new, &path)?;
+    Ok(Some(deed))
+}
+
+fn log(directory: &Path, line: &str) -> io::Result<()> {
+    let mut log = File::options()
+        .append(true)
+        .create(true)
+        .open(directory.join("log"))?;
+    log.write_all(line.as_bytes())
+}
+
+/// As SIGKILL from outside ends it: nothing is closed or put away.
+fn die() -> ! {
+    nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL).ok();
+    std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_planned_deed_is_done_once() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join("plan"),
+            "source:thaw error\nsource:freeze kill-after\nsource:freeze error-after",
+        )
+        .unwrap();
+        let mut take = |point| take(dir.path(), point).unwrap();
+        assert_eq!(take("source:free"), None);
+        assert_eq!(take("source:freeze"), Some(Deed::KillAfter));
+        assert_eq!(take("source:freeze"), Some(Deed::ErrorAfter));
+        assert_eq!(take("source:freeze"), None);
+        assert_eq!(take("source:thaw"), Some(Deed::Error));
+    }
+}
