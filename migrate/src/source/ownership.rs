@@ -10,12 +10,17 @@ use tranship_proto::v1::{Drained, Go, Phase, Running};
 use super::{Setback, Source, SourceEnd};
 use crate::control::unexpected;
 use crate::deadlines::{ASK_AGAIN, DROP, RESUME};
-use crate::error::{ControlError, Failure, StepError, chain};
+use crate::error::{ControlError, Failure, HostError, StepError, chain};
 use crate::handoff::{
     DestinationSays, Digest, Message, SourceEffect, SourceEvent, SourceOutcome, SourceStep,
 };
 use crate::host::CommitError;
 use crate::timings::blackout_us;
+
+/// How often it is tried to give a container back what it had, and the pause between two attempts: it stands still meanwhile, and
+/// nobody else does it before the next start of the daemon.
+const ATTEMPTS: u8 = 5;
+const PAUSE: Duration = Duration::from_millis(200);
 
 impl Source {
     /// Tells the machine what has happened, does what it says, and tells it what comes of that.
@@ -121,12 +126,10 @@ impl Source {
     /// Network first, so that the first instruction finds it there.
     async fn undo_freeze(&mut self) {
         let host = Arc::clone(&self.host);
-        let mended = self
-            .timings
-            .measure("mend the network", host.mend_network())
-            .await;
+        let mending = insist(|| host.mend_network());
+        let mended = self.timings.measure("mend the network", mending).await;
         self.undo.extend(mended.err());
-        let thawed = self.timings.measure("thaw", host.thaw()).await;
+        let thawed = self.timings.measure("thaw", insist(|| host.thaw())).await;
         self.undo.extend(thawed.err());
     }
 
@@ -255,4 +258,20 @@ impl Source {
             tracing::warn!(migration_id = %self.migration, "the destination has not said that it has dropped what it had");
         }
     }
+}
+
+async fn insist<F>(attempt: impl Fn() -> F) -> Result<(), HostError>
+where
+    F: Future<Output = Result<(), HostError>>,
+{
+    for _ in 1..ATTEMPTS {
+        match attempt().await {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the container cannot go on here yet; this is tried again");
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    attempt().await
 }
