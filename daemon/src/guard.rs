@@ -9,12 +9,13 @@
 //! however that ends, so after the last write of the journal.
 
 use std::ffi::OsString;
+use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use std::{fs, io};
 
-use tokio::process::Command;
+use tokio::process::{ChildStdin, Command};
 use tranship_migrate::error::HostError;
 use tranship_proto::v1::MigrationRole;
 
@@ -80,9 +81,13 @@ async fn post(arguments: &[OsString]) -> io::Result<ExitStatus> {
         // A Ctrl-C is for the daemon.
         .process_group(0)
         .spawn()?;
-    // Taken, because waiting would close it.
-    let _held = guard.stdin.take();
-    guard.wait().await
+    // Taken, because waiting would close it. The end of this task does not close it either: when a daemon stops, threads of its may
+    // be writing the journal until the process is gone.
+    let held = guard.stdin.take().map(ChildStdin::into_owned_fd).transpose()?;
+    let held = held.map(ManuallyDrop::new);
+    let ended = guard.wait().await;
+    drop(held.map(ManuallyDrop::into_inner));
+    ended
 }
 
 /// What the guard's process does, to its end.

@@ -108,7 +108,8 @@ fn guard_arguments(path: Option<PathBuf>) -> anyhow::Result<Vec<OsString>> {
 /// From the lock to the last call. Containers outlive it.
 async fn live(config: Config, guard: Vec<OsString>) -> anyhow::Result<()> {
     let shutdown = until_told()?;
-    let _lock = StateLock::take(&config.state_dir)?;
+    // Until the process is gone, and not only until this returns: what runs in the background may be writing the journal.
+    std::mem::forget(StateLock::take(&config.state_dir)?);
     tokio::spawn(guard::keep(guard));
     let socket = config.socket.clone();
     let connections = api::listen(&config).await?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tranship_tests::counter::{Counter, CounterReport};
 use tranship_tests::crowd::Crowd;
-use tranship_tests::halfway::{migrate_to_hold, migrate_to_ready, signal_daemon};
+use tranship_tests::halfway::{migrate_to_ready, signal_daemon};
 use tranship_tests::images::{self, COUNT_PORT, REDIS_PORT, WORKLOAD};
 use tranship_tests::oracles::is_frozen;
 use tranship_tests::owner::the_one_that_runs;
@@ -36,33 +36,24 @@ fn a_container_that_stands_still_when_its_daemon_dies_runs_again_without_it() ->
     images::run_redis(a, "redis", "data", client)?;
     let address = a.address_of("redis", REDIS_PORT)?;
     let container = container_id(a)?;
-    // CRIU at work or just done, then everything ready at the destination and nothing but the commit missing.
-    for is_ready in [false, true] {
-        let counter = Counter::start(client, address, "visits")?;
-        let migration = if is_ready {
-            migrate_to_ready(a, b, "redis")?
-        } else {
-            migrate_to_hold(a, "redis")?
-        };
-        daemon::kill(a)?;
-        let died = Instant::now();
-        wait_for("the container to run without its daemon", GIVEN_BACK, || {
-            Ok(!is_frozen(a, &container)?)
-        })?;
-        let thawed = died.elapsed();
-        ensure!(daemon::pid(a).is_none(), "the daemon is there again");
-        sleep(Duration::from_millis(500));
-        let report = stopped(counter)?;
-        eprintln!(
-            "ready: {is_ready}; thawed after {thawed:?}; the client waited {} us",
-            report.longest_stall_us()
-        );
-        daemon::start(a)?;
-        let owner = the_one_that_runs("redis", a, b)?;
-        ensure!(owner.name() == "a", "it is on {}", owner.name());
-        let record = a.tranship_json(&["migrate", "status", &migration])?;
-        ensure!(record["outcome"] == "rolled_back", "{record}");
-    }
+    let counter = Counter::start(client, address, "visits")?;
+    let migration = migrate_to_ready(a, b, "redis")?;
+    daemon::kill(a)?;
+    let died = Instant::now();
+    wait_for("the container to run without its daemon", GIVEN_BACK, || {
+        Ok(!is_frozen(a, &container)?)
+    })?;
+    let thawed = died.elapsed();
+    ensure!(daemon::pid(a).is_none(), "the daemon is there again");
+    sleep(Duration::from_millis(500));
+    let report = stopped(counter)?;
+    let waited_us = report.longest_stall_us();
+    eprintln!("thawed {thawed:?} after the daemon's death; the client waited {waited_us} us");
+    daemon::start(a)?;
+    let owner = the_one_that_runs("redis", a, b)?;
+    ensure!(owner.name() == "a", "it is on {}", owner.name());
+    let record = a.tranship_json(&["migrate", "status", &migration])?;
+    ensure!(record["outcome"] == "rolled_back", "{record}");
     let counter = Counter::start(client, address, "visits")?;
     a.migrate("redis", "b")?;
     stopped(counter)?;

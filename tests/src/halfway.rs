@@ -13,11 +13,8 @@ use crate::tranship::wait_for;
 /// From one phase to the next, in daemons that nothing holds up.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// Moves a container to b until that restores it, and answers the migration's id. The container stands still.
-///
-/// # Errors
-/// The migration ended before.
-pub fn migrate_to_hold(a: &Host, container: &str) -> Result<String> {
+/// Moves a container to b until that restores it, and answers the migration's id.
+fn migrate_to_hold(a: &Host, container: &str) -> Result<String> {
     let id = a.tranship(&["migrate", "--detach", container, "b"])?;
     let mut watch = daemon::cli(a, &["--format", "json", "migrate", "watch", &id])?;
     let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
