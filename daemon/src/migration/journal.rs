@@ -8,9 +8,9 @@ use tranship_proto::v1::MigrationRole;
 use super::faults::{self, Injected};
 use crate::registry::{JournalStep, Registry, RegistryError};
 
-/// Behind these steps a container stands still, or may soon: a full disk must not keep the next ones from being written, of which
-/// one is the commit.
-const ROOM_BEHIND: [&str; 2] = ["freezing", "prepared"];
+/// The last steps of either side before the container stands still: a full disk must not keep those behind them from being
+/// written, of which one is the commit.
+const ROOM_BEHIND: [&str; 2] = ["freezing", "reserved"];
 
 /// Writes and reads the steps of one role.
 #[derive(Clone)]

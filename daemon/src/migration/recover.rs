@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tranship_migrate::deadlines::ASK_AGAIN;
+use tranship_migrate::deadlines::{ASK_AGAIN, REPLY};
 use tranship_migrate::destination::{DestinationEnd, DestinationReport, run_from_journal};
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::{DestinationEffect, DestinationHandoff, DestinationStep, SourceStep};
@@ -198,15 +198,18 @@ impl Conductor {
             source,
             &reserve,
         )?);
-        // What asks the source, or waits for tasks to be seen, keeps nobody else waiting.
-        if matches!(newest, Some(DestinationStep::Ready | DestinationStep::Resuming)) {
-            let conductor = self.clone();
-            let _cancelled = self.shared.board.post(id, record.clone());
-            tokio::spawn(async move { conductor.go_on(id, record, (host, reserve, newest)).await });
-            return Ok(());
+        let conductor = self.clone();
+        let _cancelled = self.shared.board.post(id, record.clone());
+        let going_on = tokio::spawn(async move {
+            let left = (host, reserve, newest, taken);
+            conductor.go_on(id, record, left).await;
+        });
+        // What asks the source, or waits for tasks to be seen, keeps nobody else waiting, nor does what cannot be removed.
+        if !matches!(newest, Some(DestinationStep::Ready | DestinationStep::Resuming))
+            && tokio::time::timeout(REPLY, going_on).await.is_err()
+        {
+            tracing::warn!(migration_id = %id, "what was received is still being removed");
         }
-        let report = run_from_journal(id, faults::destination(host), reserve, newest, taken).await;
-        self.close_destination(id, record, report).await;
         Ok(())
     }
 
@@ -215,7 +218,7 @@ impl Conductor {
         &self,
         id: MigrationId,
         record: Migration,
-        (host, reserve, newest): (Arc<LocalDestination>, Reserve, Option<DestinationStep>),
+        (host, reserve, newest, taken): (Arc<LocalDestination>, Reserve, Option<DestinationStep>, bool),
     ) {
         if newest == Some(DestinationStep::Ready)
             && let Err(error) = host.clear_killed_restore().await
@@ -225,7 +228,7 @@ impl Conductor {
             self.shared.board.take(id);
             return;
         }
-        let report = run_from_journal(id, faults::destination(host), reserve, newest, false).await;
+        let report = run_from_journal(id, faults::destination(host), reserve, newest, taken).await;
         self.close_destination(id, record, report).await;
     }
 

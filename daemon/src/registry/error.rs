@@ -28,7 +28,7 @@ pub enum RegistryError {
         known: i64,
     },
     /// The disk has no room left for what must be written whatever happens.
-    #[error("there is no room on the disk for what has to be written to the registry {}", path.display())]
+    #[error("the disk has no room for what will have to be written to the registry {}: free some MiB there", path.display())]
     NoRoom {
         /// The database file.
         path: PathBuf,
