@@ -38,6 +38,7 @@ fn a_container_that_stands_still_when_its_daemon_dies_runs_again_without_it() ->
     let container = container_id(a)?;
     let counter = Counter::start(client, address, "visits")?;
     let migration = migrate_to_ready(a, b, "redis")?;
+    ensure!(is_frozen(a, &container)?, "it does not stand still");
     daemon::kill(a)?;
     let died = Instant::now();
     wait_for("the container to run without its daemon", GIVEN_BACK, || {
