@@ -1,12 +1,10 @@
 //! Checkpoints and restores that fail: the container goes on at the source, and its client's connection with it.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tranship_tests::broken_criu::{break_criu, mend_criu};
 use tranship_tests::counter::Counter;
 use tranship_tests::images::{self, REDIS_PORT};
 use tranship_tests::oracles::Inventory;
@@ -152,8 +150,9 @@ fn with_broken_criu(broken: &str, faults: &[Fault]) -> Result<()> {
         fails(&scenario, broken, fault).with_context(|| format!("a CRIU on {broken} that {}", fault.what))?;
     }
     // Once what was broken is mended, it moves.
-    daemon::restart_with(scenario.host(broken)?, "")?;
-    fs::remove_file(wrapper(scenario.host(broken)?))?;
+    let host = scenario.host(broken)?;
+    mend_criu(host)?;
+    restart(host)?;
     a.migrate("redis", "b")?;
     sleep(COUNT);
     counter.stop()?.checked()?;
@@ -163,7 +162,9 @@ fn with_broken_criu(broken: &str, faults: &[Fault]) -> Result<()> {
 /// A migration that must fail and change nothing.
 fn fails(scenario: &Scenario, broken: &str, fault: &Fault) -> Result<()> {
     let (a, b, bed) = (scenario.host("a")?, scenario.host("b")?, scenario.bed()?);
-    break_criu(scenario.host(broken)?, fault.script)?;
+    let host = scenario.host(broken)?;
+    break_criu(host, fault.script)?;
+    restart(host)?;
     let before = Inventory::take(bed)?;
     sleep(COUNT);
     let failed = a.try_tranship(&["migrate", "redis", "b"])?;
@@ -195,18 +196,7 @@ fn fails(scenario: &Scenario, broken: &str, fault: &Fault) -> Result<()> {
     })
 }
 
-/// Puts a program in CRIU's place that answers questions about itself, and fails as soon as it should work.
-fn break_criu(host: &Host, script: &str) -> Result<()> {
-    let prefix = std::env::var("TRANSHIP_PREFIX").unwrap_or_else(|_| "/opt/tranship".to_owned());
-    let wrapper = wrapper(host);
-    let text = format!(
-        "#!/bin/sh\nreal={prefix}/criu/sbin/criu\ncase \"$1\" in\nswrk) {script} ;;\n*) exec \"$real\" \"$@\" ;;\nesac\n"
-    );
-    fs::write(&wrapper, text).with_context(|| format!("cannot write {}", wrapper.display()))?;
-    fs::set_permissions(&wrapper, Permissions::from_mode(0o755))?;
-    daemon::restart_with(host, &format!("criu = \"{}\"", wrapper.display()))
-}
-
-fn wrapper(host: &Host) -> PathBuf {
-    host.layout.disk(host.name()).join("criu-that-fails")
+fn restart(host: &Host) -> Result<()> {
+    daemon::stop(host)?;
+    daemon::start(host)
 }

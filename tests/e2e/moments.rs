@@ -9,9 +9,8 @@
 //! TRANSHIP_DRAWS=100 cargo test --release --workspace --test moments -- --nocapture
 //! ```
 
-use std::env;
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tranship_tests::images;
@@ -21,7 +20,7 @@ use tranship_tests::scenario::Scenario;
 use tranship_tests::stamps::Stamps;
 use tranship_tests::testbed::{Host, daemon};
 use tranship_tests::tranship::wait_for;
-use tranship_tests::workload::random::Random;
+use tranship_tests::workload::random::{Random, draws, seed};
 
 /// MiB, and those that are stamped each second.
 const MEMORY: [&str; 2] = ["128", "200"];
@@ -54,9 +53,7 @@ const BLOWS: [Blow; 4] = [
 
 #[test]
 fn a_blow_at_any_moment_of_the_rounds_loses_nothing() -> Result<()> {
-    let seed = number("TRANSHIP_SEED").unwrap_or_else(random_seed);
-    let draws = number("TRANSHIP_DRAWS").unwrap_or(BLOWS.len() as u64);
-    eprintln!("TRANSHIP_SEED={seed}");
+    let (seed, draws) = (seed(), draws(BLOWS.len() as u64));
     let mut random = Random::new(seed);
     let scenario = Scenario::begin(&[images::WORKLOAD])?;
     let (a, client) = (scenario.host("a")?, scenario.host("client")?);
@@ -135,13 +132,4 @@ fn draw(scenario: &Scenario, blow: Blow, after: Duration) -> Result<&Host> {
         before.expect_unchanged_but(bed, kept)?;
     }
     Ok(owner)
-}
-
-fn number(variable: &str) -> Option<u64> {
-    env::var(variable).ok()?.parse().ok()
-}
-
-fn random_seed() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    now.map_or(1, |time| u64::from(time.subsec_nanos()))
 }

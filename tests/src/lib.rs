@@ -5,12 +5,15 @@
 //! new one each time, [`oracles`] judges that nothing is left behind, [`scenario`] is the frame of an end-to-end test.
 //! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, of which [`workload`] (with
 //! [`sys`]) is our own, [`stamps`] watches one job of it, [`halfway`] stops a
-//! migration at the edge of its commit, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
+//! migration at the edge of its commit, [`faults`] does so at any of its steps and has it fail there, [`field`] is the frame of many such attempts, [`broken_criu`] fails, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
 
 pub mod bench;
+pub mod broken_criu;
 pub mod command;
 pub mod counter;
 pub mod crowd;
+pub mod faults;
+pub mod field;
 pub mod halfway;
 pub mod images;
 pub mod interrupt;

@@ -18,26 +18,55 @@ const SAMPLE: Duration = Duration::from_millis(5);
 /// Both hosts decide what is in doubt within this time once both are back.
 const DECIDED: Duration = Duration::from_secs(30);
 
-/// The host on which the container runs. As soon as the daemons have talked the other one knows that it does not.
+/// The host on which the container runs, of two.
 ///
 /// # Errors
-/// They do not agree within 30 s, or both ran it for a while.
+/// As [`the_one_of`].
 pub fn the_one_that_runs<'a>(container: &str, a: &'a Host, b: &'a Host) -> Result<&'a Host> {
-    let mut states = (None, None);
-    let mut both = false;
+    the_one_of(container, &[a, b])
+}
+
+/// The host on which the container runs. As soon as the daemons have talked the others know that they do not.
+///
+/// # Errors
+/// They do not agree within 30 s, or two ran it for a while.
+pub fn the_one_of<'a>(container: &str, hosts: &[&'a Host]) -> Result<&'a Host> {
+    let mut states = Vec::new();
+    let mut several = false;
+    let mut owner = None;
     wait_for(
-        "one host to run the container and the other one to know it",
+        "one host to run the container and the others to know it",
         DECIDED,
         || {
-            states = (state(a, container)?, state(b, container)?);
-            // The first may have handed over while the second was asked; one that still runs has not.
-            both |= runs(&states.0) && runs(&states.1) && runs(&state(a, container)?);
-            Ok((runs(&states.0) && gave_up(&states.1)) || (runs(&states.1) && gave_up(&states.0)))
+            states = hosts
+                .iter()
+                .map(|host| state(host, container))
+                .collect::<Result<_>>()?;
+            let running: Vec<usize> = (0..hosts.len()).filter(|index| runs(&states[*index])).collect();
+            if running.len() > 1 {
+                // The first may have handed over while the second was asked; one that still runs has not.
+                let again = running.iter().map(|index| state(hosts[*index], container));
+                let again: Vec<_> = again.collect::<Result<_>>()?;
+                several |= again.iter().filter(|state| runs(state)).count() > 1;
+            }
+            owner = running.first().copied();
+            let gave_up = states.iter().filter(|state| gave_up(state)).count();
+            Ok(running.len() == 1 && gave_up == hosts.len() - 1)
         },
     )
-    .with_context(|| format!("on a it is {:?}, on b {:?}", states.0, states.1))?;
-    ensure!(!both, "for a while both hosts ran the container");
-    Ok(if runs(&states.0) { a } else { b })
+    .with_context(|| {
+        let told = hosts.iter().zip(&states);
+        let told = told.map(|(host, state)| {
+            format!(
+                "on {} it is {}",
+                host.name(),
+                state.as_deref().unwrap_or("not there")
+            )
+        });
+        told.collect::<Vec<_>>().join(", ")
+    })?;
+    ensure!(!several, "for a while two hosts ran the container");
+    owner.map(|index| hosts[index]).context("somebody runs it")
 }
 
 /// The container's state on a host, if it is there.

@@ -180,6 +180,16 @@ pub fn configure(host: &Host, hosts: u8) -> Result<()> {
 /// # Errors
 /// The configuration cannot be written, or the daemon does not come back with it.
 pub fn restart_with(host: &Host, lines: &str) -> Result<()> {
+    set_lines(host, lines)?;
+    stop(host)?;
+    start(host)
+}
+
+/// As [`restart_with`], for whoever starts it himself.
+///
+/// # Errors
+/// The configuration cannot be written.
+pub fn set_lines(host: &Host, lines: &str) -> Result<()> {
     let config = host.layout.config(host.name());
     let text = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
     // What `configure` wrote begins with the name.
@@ -187,9 +197,7 @@ pub fn restart_with(host: &Host, lines: &str) -> Result<()> {
         .find("name = ")
         .with_context(|| format!("{} is not of the testbed", config.display()))?;
     fs::write(&config, format!("{lines}\n{}", &text[own..]))
-        .with_context(|| format!("cannot write {}", config.display()))?;
-    stop(host)?;
-    start(host)
+        .with_context(|| format!("cannot write {}", config.display()))
 }
 
 /// A command of the `tranship` program that talks to this host's daemon, from the machine's own namespaces.

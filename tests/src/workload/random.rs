@@ -1,5 +1,28 @@
 //! Numbers that look random and follow from a seed, so that a run can be repeated.
 
+use std::env;
+use std::time::SystemTime;
+
+/// The seed of a run: TRANSHIP_SEED, or one that nobody knows. It is told, so that the run can be repeated.
+#[must_use]
+pub fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let any = now.map_or(1, |time| u64::from(time.subsec_nanos()));
+    let seed = asked_for("TRANSHIP_SEED").unwrap_or(any);
+    eprintln!("TRANSHIP_SEED={seed}");
+    seed
+}
+
+/// How often a draw is made: TRANSHIP_DRAWS, or as often as usual.
+#[must_use]
+pub fn draws(usual: u64) -> u64 {
+    asked_for("TRANSHIP_DRAWS").unwrap_or(usual)
+}
+
+fn asked_for(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
+}
+
 /// A generator: xorshift, followed by a multiplication.
 #[derive(Clone, Debug)]
 pub struct Random(u64);

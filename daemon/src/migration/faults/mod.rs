@@ -1,5 +1,5 @@
-//! Fault points: every step of a handoff has a name, at which a build for tests (feature `fault-points`) ends the daemon or has
-//! the step fail, as a plan says ([`points`]). In any other build what is here does nothing and costs nothing.
+//! Fault points: every step of a handoff has a name, at which a build for tests (feature `fault-points`) ends the daemon, has
+//! the step fail or holds it up, as a plan says ([`points`]). In any other build what is here does nothing and costs nothing.
 
 #[cfg(feature = "fault-points")]
 mod hosts;

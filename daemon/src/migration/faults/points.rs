@@ -1,5 +1,6 @@
 //! What happens at a point. `TRANSHIP_FAULTS` names a directory with two files: `plan` has a line `POINT DEED` for each fault that is
-//! still to come and loses it when it does, `log` gets a line for each point that is passed and each deed that is done.
+//! still to come and loses it when it does, `log` gets a line for each point that is passed and each deed that is done. A point that is
+//! held has a file `POINT.held` there, and goes on when a test has removed it.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -7,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Injected;
 
@@ -15,6 +17,9 @@ pub const DIRECTORY: &str = "TRANSHIP_FAULTS";
 
 /// Two points must not take each other's line out of the plan.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Between two looks at whether a point is still held.
+const AGAIN: Duration = Duration::from_millis(2);
 
 /// What a plan can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,8 @@ enum Deed {
     Error,
     /// The step is done, and fails all the same.
     ErrorAfter,
+    /// The step waits until a test lets it go on; the rest of the daemon goes on meanwhile.
+    Hold,
 }
 
 /// Does the work of a point, unless something else is planned there.
@@ -35,7 +42,8 @@ pub async fn at<T, E>(
     fail: impl FnOnce(Injected) -> E,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    match planned(&point.to_string()) {
+    let point = point.to_string();
+    match planned(&point) {
         None => work.await,
         Some(Deed::KillBefore) => die(),
         Some(Deed::KillAfter) => {
@@ -46,6 +54,24 @@ pub async fn at<T, E>(
         Some(Deed::ErrorAfter) => {
             work.await?;
             Err(fail(Injected))
+        }
+        Some(Deed::Hold) => {
+            held(&point).await;
+            work.await
+        }
+    }
+}
+
+/// Says that the point was reached, and waits until a test has seen it and done what it wanted to.
+async fn held(point: &str) {
+    let Some(directory) = std::env::var_os(DIRECTORY) else {
+        return;
+    };
+    let mark = PathBuf::from(directory).join(format!("{point}.held"));
+    // One that cannot be written holds nothing: the test that waits for it says so.
+    if fs::write(&mark, "").is_ok() {
+        while mark.exists() {
+            tokio::time::sleep(AGAIN).await;
         }
     }
 }
@@ -76,6 +102,7 @@ fn take(directory: &Path, point: &str) -> io::Result<Option<Deed>> {
         " kill-after" => Some(Deed::KillAfter),
         " error" => Some(Deed::Error),
         " error-after" => Some(Deed::ErrorAfter),
+        " hold" => Some(Deed::Hold),
         _ => None,
     };
     let Some((index, deed)) = lines

@@ -1,0 +1,154 @@
+//! Faults at exact moments. The program `transhipd-faults` obeys a plan: at a point that has a name it dies, or fails, or waits.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::testbed::{Host, daemon};
+use crate::tranship::wait_for;
+
+/// A build of the daemon that obeys a plan.
+const PROGRAM: &str = "transhipd-faults";
+/// Names the directory with the plan and the log of what came of it.
+const VARIABLE: &str = "TRANSHIP_FAULTS";
+
+/// Until a point is reached at which something is planned.
+pub const REACHED: Duration = Duration::from_secs(10);
+
+/// What happens at one point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// As the daemon calls it, such as `source:freeze`.
+    pub point: String,
+    /// `kill-before`, `kill-after`, `error`, `error-after` or `hold`.
+    pub deed: &'static str,
+}
+
+impl Fault {
+    /// The host of a migration from a to b that passes the point.
+    #[must_use]
+    pub fn host(&self) -> &'static str {
+        host_of(&self.point)
+    }
+}
+
+/// The host of a migration from a to b that passes a point.
+#[must_use]
+pub fn host_of(point: &str) -> &'static str {
+    if point.starts_with("source:") { "a" } else { "b" }
+}
+
+/// Has hosts whose daemons run obey plans from now on; there is nothing in them yet.
+///
+/// # Errors
+/// A daemon does not end, or does not start.
+pub fn arm(hosts: &[&Host]) -> Result<()> {
+    for host in hosts {
+        daemon::stop(host)?;
+        fs::create_dir_all(directory(host))?;
+        plan(host, "")?;
+        forget(host)?;
+        start(host)?;
+    }
+    Ok(())
+}
+
+/// Daemons that obey nobody again.
+///
+/// # Errors
+/// A daemon does not end, or does not start.
+pub fn disarm(hosts: &[&Host]) -> Result<()> {
+    for host in hosts {
+        daemon::stop(host)?;
+        fs::remove_dir_all(directory(host))?;
+        daemon::start(host)?;
+    }
+    Ok(())
+}
+
+/// Starts a host's daemon that has ended.
+///
+/// # Errors
+/// It runs, or dies before it answers.
+pub fn start(host: &Host) -> Result<()> {
+    let directory = directory(host);
+    let directory = directory.to_str().context("the testbed's paths are text")?;
+    daemon::start_program(host, PROGRAM, &[(VARIABLE, directory)])
+}
+
+/// Plans what is to happen, a line `POINT DEED` for each fault, in the place of what was planned before.
+///
+/// # Errors
+/// The plan cannot be written.
+pub fn plan(host: &Host, lines: &str) -> Result<()> {
+    Ok(fs::write(directory(host).join("plan"), lines)?)
+}
+
+/// How many faults are still to come.
+///
+/// # Errors
+/// The plan cannot be read.
+pub fn planned(host: &Host) -> Result<usize> {
+    let plan = fs::read_to_string(directory(host).join("plan"))?;
+    Ok(plan.lines().count())
+}
+
+/// The points that were passed, and the faults that came, in order.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn log(host: &Host) -> Result<Vec<String>> {
+    let text = fs::read_to_string(directory(host).join("log"))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Empties the log.
+///
+/// # Errors
+/// It cannot be written.
+pub fn forget(host: &Host) -> Result<()> {
+    Ok(fs::write(directory(host).join("log"), "")?)
+}
+
+/// Waits until a host's daemon has come to a point at which it is to be held.
+///
+/// # Errors
+/// It does not come there.
+pub fn wait_held(host: &Host, point: &str) -> Result<()> {
+    let mark = mark(host, point);
+    wait_for(&format!("{point} to be reached"), REACHED, || Ok(mark.exists()))
+}
+
+/// Lets a daemon go on that is held at a point; one that died there has left the mark.
+///
+/// # Errors
+/// It was not held.
+pub fn let_go(host: &Host, point: &str) -> Result<()> {
+    let mark = mark(host, point);
+    fs::remove_file(&mark).with_context(|| format!("nobody was held at {point}"))
+}
+
+/// Forgets every plan and lets everybody go who is held.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn forget_plans(host: &Host) -> Result<()> {
+    plan(host, "")?;
+    for entry in fs::read_dir(directory(host))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "held") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn mark(host: &Host, point: &str) -> PathBuf {
+    directory(host).join(format!("{point}.held"))
+}
+
+fn directory(host: &Host) -> PathBuf {
+    host.layout.disk(host.name()).join("faults")
+}
