@@ -76,7 +76,7 @@ impl Coded for ConductorError {
             Self::Container(error) => error.code(),
             Self::Registry(_) => Code::Internal,
             Self::NotFound(_) => Code::NotFound,
-            Self::Over { .. } => Code::FailedPrecondition,
+            Self::TooLate { .. } | Self::Over { .. } => Code::FailedPrecondition,
             Self::Options(_) => Code::InvalidArgument,
         }
     }

@@ -52,7 +52,15 @@ pub enum ConductorError {
     /// An option that means nothing.
     #[error(transparent)]
     Options(#[from] OptionError),
-    /// It has ended, or is past the point where it could be stopped.
+    /// It is past the point where it could be stopped.
+    #[error("migration {id} is past its commit: the container belongs to {destination}")]
+    TooLate {
+        /// Which.
+        id: String,
+        /// Whose the container is.
+        destination: String,
+    },
+    /// It has ended.
     #[error("migration {id} is over: {}", outcome.as_str_name().trim_start_matches("MIGRATION_OUTCOME_").to_lowercase())]
     Over {
         /// Which.
@@ -276,16 +284,22 @@ impl Conductor {
     /// Asks a migration to stop; it does so in every phase before the commit.
     ///
     /// # Errors
-    /// There is no such migration, or it is over.
+    /// There is no such migration, it is over, or past its commit.
     pub async fn cancel(&self, text: &str) -> Result<(), ConductorError> {
         let record = self.get(text).await?;
         let cancelled = record.id.parse().is_ok_and(|id| self.shared.board.cancel(id));
         if cancelled && record.phase() < Phase::Commit {
             return Ok(());
         }
-        Err(ConductorError::Over {
-            id: record.id.clone(),
-            outcome: record.outcome(),
+        Err(match record.outcome() {
+            MigrationOutcome::Unspecified => ConductorError::TooLate {
+                id: record.id,
+                destination: record.destination,
+            },
+            outcome => ConductorError::Over {
+                id: record.id,
+                outcome,
+            },
         })
     }
 
@@ -378,16 +392,15 @@ impl Conductor {
             outcome::refused(&mut record, checked.blockers);
             return record;
         };
-        let begun = self.begin(id, container, checked).await;
-        let (source, conversation) = match begun {
+        // What cannot be claimed may belong to another migration: that is not to be released.
+        if let Err(error) = shared.containers.begin_migration(container.as_str()).await {
+            return not_begun(record, &HostError::new("claim the container", error));
+        }
+        let (source, conversation) = match self.begin(id, container, checked).await {
             Ok(begun) => begun,
             Err(error) => {
-                record.set_outcome(MigrationOutcome::Failed);
-                record.error = chain(&error);
-                record.advice = format!("container {} was not touched", record.container_name);
-                record.finished_ms = now_ms();
                 self.release(container).await;
-                return record;
+                return not_begun(record, &error);
             }
         };
         record.epoch = source.next_epoch();
@@ -429,13 +442,8 @@ impl Conductor {
         let shared = &self.shared;
         let no_destination = || HostError::new("call the destination", "there is none");
         let destination = checked.destination.ok_or_else(no_destination)?;
-        let claim = |error| HostError::new("claim the container", error);
-        shared
-            .containers
-            .begin_migration(container.as_str())
-            .await
-            .map_err(claim)?;
-        let anatomy = shared.containers.anatomy(container).await.map_err(claim)?;
+        let anatomy = shared.containers.anatomy(container).await;
+        let anatomy = anatomy.map_err(|error| HostError::new("look at the container", error))?;
         let source = LocalSource::new(
             Arc::clone(shared),
             id,
@@ -466,4 +474,13 @@ impl Conductor {
             tracing::error!(%container, error = %chain(&error), "the container could not be marked as running again");
         }
     }
+}
+
+/// One that ended before it asked anything of the destination.
+fn not_begun(mut record: Migration, error: &HostError) -> Migration {
+    record.set_outcome(MigrationOutcome::Failed);
+    record.error = chain(error);
+    record.advice = format!("container {} was not touched", record.container_name);
+    record.finished_ms = now_ms();
+    record
 }

@@ -113,9 +113,11 @@ impl Shared {
     ) -> Result<(PreflightRequest, Vec<String>), AnyError> {
         let anatomy = self.containers.anatomy(container).await?;
         let mut reasons = Vec::new();
-        let state = anatomy.record.state;
-        if !matches!(state, ContainerState::Running | ContainerState::Migrating) {
-            reasons.push(format!("container {} is not running", anatomy.record.name));
+        let name = &anatomy.record.name;
+        match anatomy.record.state {
+            ContainerState::Running => {}
+            ContainerState::Migrating => reasons.push(format!("container {name} is being migrated already")),
+            _ => reasons.push(format!("container {name} is not running")),
         }
         let (criu, cpuinfo) = match probe(&self.criu).await {
             Ok(criu) => (criu.version.to_string(), cpuinfo_dump(&self.criu).await?),
