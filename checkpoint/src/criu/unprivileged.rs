@@ -10,9 +10,9 @@
 //! drop    lock exclusively: nobody else needs it  -> set what was written down
 //!         cannot: others do                       -> the last of them does
 //! ```
-//! The locks are on the sysctl itself, so that they are the same for everybody on this kernel, and they end with their owner. What was
-//! written down must be in one place for them all too: the last one to drop its own may be on another host of this kernel than the
-//! first to take it was. What a killed relay has left, the next one to drop its own, or a daemon that starts, puts back.
+//! The locks are on the directory of what was written down, which is one for everybody on this kernel: the last one to drop its own may be
+//! on another host of this kernel than the first to take it was. (A lock on the sysctl itself would be on the inode of one of many
+//! `/proc`.) They end with their owner. What a killed relay has left, the next one to drop its own, or a daemon that starts, puts back.
 
 use std::fs::{self, File};
 use std::io;
@@ -92,30 +92,43 @@ fn put_back_at(places: &Places) -> io::Result<()> {
     if !places.state.exists() {
         return Ok(());
     }
-    put_back(places, File::open(&places.sysctl)?)
+    put_back(places, open_lock(places)?)
+}
+
+fn open_lock(places: &Places) -> io::Result<File> {
+    let directory = places.state.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::create_dir_all(directory)?;
+    File::open(directory)
 }
 
 fn take(places: &Places) -> io::Result<File> {
-    let lock = File::open(&places.sysctl)?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        // If it is written down already, what it is now is what a killed relay has set.
-        if !places.state.exists() {
-            let operators = read(&places.sysctl)?;
-            if let Some(directory) = places.state.parent() {
-                fs::create_dir_all(directory)?;
-            }
-            let staged = places.state.with_extension("new");
-            fs::write(&staged, operators)?;
-            fs::rename(&staged, &places.state)?;
+    let operators = read(&places.sysctl)?;
+    let lock = open_lock(places)?;
+    let deadline = Instant::now() + LOCK_DEADLINE;
+    loop {
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            allow(places)?;
         }
-        fs::write(&places.sysctl, ALLOWED)?;
+        lock_shared(&lock)?;
+        // A lock is let go of before it is made a shared one: between the two somebody may have put it back.
+        if places.state.exists() && read(&places.sysctl)? == ALLOWED {
+            return Ok(lock);
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::other(format!("the sysctl stays {operators}")));
+        }
     }
-    lock_shared(&lock)?;
-    // Between the two locks somebody may have put it back.
-    if read(&places.sysctl)? != ALLOWED {
-        fs::write(&places.sysctl, ALLOWED)?;
+}
+
+/// Writes down what the operator has, and sets what is needed.
+fn allow(places: &Places) -> io::Result<()> {
+    // If it is written down already, what it is now is what a killed relay has set.
+    if !places.state.exists() {
+        let staged = places.state.with_extension("new");
+        fs::write(&staged, read(&places.sysctl)?)?;
+        fs::rename(&staged, &places.state)?;
     }
-    Ok(lock)
+    fs::write(&places.sysctl, ALLOWED)
 }
 
 /// Others have the lock to themselves for moments only.
@@ -176,6 +189,27 @@ mod tests {
             assert_eq!(read(&places.sysctl).unwrap(), operators);
             assert!(!places.state.exists());
         }
+    }
+
+    #[test]
+    fn those_who_see_the_sysctl_in_another_place_are_waited_for_too() {
+        let (directory, places) = host("0");
+        // As it is with a `/proc` of one's own: another inode, the same setting.
+        let elsewhere = Places {
+            sysctl: directory.path().join("elsewhere"),
+            state: places.state.clone(),
+        };
+        fs::write(&elsewhere.sysctl, "1").unwrap();
+        let first = Permission::at(places.clone());
+        let second = Permission::at(elsewhere.clone());
+        drop(second);
+        assert_eq!(
+            read(&elsewhere.sysctl).unwrap(),
+            "1",
+            "it was taken from the first"
+        );
+        drop(first);
+        assert_eq!(read(&places.sysctl).unwrap(), "0");
     }
 
     #[test]
