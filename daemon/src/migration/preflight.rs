@@ -1,5 +1,6 @@
 //! What both hosts must know before anything is touched. The reasons themselves are `migrate`'s.
 
+use std::error::Error as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -248,12 +249,20 @@ impl Shared {
         let unreachable = |error: AnyError| format!("{host} cannot be reached: {}", chain(error.as_ref()));
         let client = self.peers().control(host);
         let mut client = client.map_err(|error| unreachable(error.into()))?;
-        match tokio::time::timeout(REPLY, client.preflight(request)).await {
-            Err(_) => Err(unreachable(
-                format!("no answer within {} s", REPLY.as_secs()).into(),
-            )),
-            Ok(Err(status)) => Err(unreachable(status.message().to_owned().into())),
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
+        let mut asked = false;
+        loop {
+            match tokio::time::timeout(REPLY, client.preflight(request.clone())).await {
+                Err(_) => {
+                    return Err(unreachable(
+                        format!("no answer within {} s", REPLY.as_secs()).into(),
+                    ));
+                }
+                // A status with a cause is none that the host has sent. Its daemon may have started again while it could not be seen:
+                // the connection to the one before breaks with the first question, and the second one has a new connection.
+                Ok(Err(status)) if !asked && status.source().is_some() => asked = true,
+                Ok(Err(status)) => return Err(unreachable(status.message().to_owned().into())),
+                Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            }
         }
     }
 
