@@ -5,11 +5,16 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Largest record that is read.
 const MAX_RECORD_BYTES: u64 = 64 << 10;
+
+/// What is kept of the disk for a record that is written later: some hundred bytes are needed.
+const ROOM_BYTES: u64 = 4 << 10;
 
 /// How a container ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,11 +114,33 @@ pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> io::Result<Option
 /// Writes a record so that it is there whole or not at all, and stays there when the machine stops.
 pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
     let staged = path.with_extension("new");
-    let mut file = File::create(&staged)?;
-    file.write_all(&serde_json::to_vec(record)?)?;
+    // What was kept of the disk for it is not given back first.
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&staged)?;
+    let bytes = serde_json::to_vec(record)?;
+    file.write_all(&bytes)?;
+    file.set_len(bytes.len() as u64)?;
     file.sync_all()?;
     fs::rename(&staged, path)?;
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// Keeps so much of the disk free that a record can be written later, however full it is then. On a file system that cannot promise
+/// that, nothing is done.
+pub(crate) fn keep_room(path: &Path) -> io::Result<()> {
+    let staged = path.with_extension("new");
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&staged)?;
+    match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM_BYTES) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        kept => Ok(kept?),
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +169,18 @@ mod tests {
             ..me
         };
         assert!(!other_boot.is_alive());
+    }
+
+    #[test]
+    fn what_room_was_kept_for_is_written_whole_and_nothing_else_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("exit");
+        keep_room(&path).unwrap();
+        write_record(&path, &"a longer one").unwrap();
+        keep_room(&path).unwrap();
+        write_record(&path, &"short").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "\"short\"");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

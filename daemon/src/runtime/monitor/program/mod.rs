@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 
 use super::super::cgroup::Cgroup;
 use super::job::{Action, Job, Report};
-use super::record::{ExitStatus, MonitorRecord, ProcessId, write_record};
+use super::record::{ExitStatus, MonitorRecord, ProcessId, keep_room, write_record};
 use events::{Ended, Events, Order};
 use invoke::{Invocation, RuncFailed};
 use stdio::Stdio;
@@ -110,6 +110,9 @@ impl Monitor {
                 Ok(init)
             }
             Action::Restore { arguments, filler } => {
+                // Once the tasks run nothing may fail any more for want of room.
+                let kept = keep_room(&self.job.bundle.join("monitor.json"));
+                kept.map_err(|error| ("monitor", format!("cannot keep room for monitor.json: {error}")))?;
                 if let Some(directory) = filler {
                     let held = self.events.hold_memory(&directory, &self.job.cgroup);
                     held.map_err(|error| ("restore", format!("the filler cannot be reached: {error}")))?;
