@@ -1,9 +1,10 @@
 //! What an operator decides: `/etc/tranship/transhipd.toml`.
 //!
 //! A value that cannot work is refused here, with file, line and key, so that no other part has to doubt what it is
-//! given. `file` is the text's shape, `network` the networks of containers, `position` finds a key's line, `error` is
+//! given. `file` is the text's shape, `network` the networks of containers, `cluster` the store hosts share, `position` finds a key's line, `error` is
 //! what a refusal looks like.
 
+mod cluster;
 mod error;
 mod file;
 mod network;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use tranship_proto::ids::Name;
 
+pub use cluster::{EtcdConfig, EtcdTls};
 pub use error::ConfigError;
 pub use network::{Ipv4Network, L2Config, NetworkConfig};
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub memory: MemoryWish,
     /// The way to and from other hosts.
     pub peer: PeerConfig,
+    /// The etcd that keeps who owns which container; `None` leaves it to the two hosts of a migration.
+    pub etcd: Option<EtcdConfig>,
     /// The pool of the overlay driver.
     pub overlay_path: PathBuf,
     /// Networks for containers besides `none` and `host`, by name.
@@ -165,6 +169,12 @@ mod tests {
         [peer]
         listen = "10.77.0.1:7077"
         advertise = "10.77.0.1"
+        [cluster]
+        etcd = ["https://10.77.0.1:2379", "https://etcd.example:2379/"]
+        etcd_prefix = "/site/tranship"
+        etcd_ca = "/etc/tranship/etcd-ca.pem"
+        etcd_cert = "/etc/tranship/etcd.pem"
+        etcd_key = "/etc/tranship/etcd.key"
         [storage.overlay]
         path = "/pool"
         [network.l2]
@@ -184,6 +194,13 @@ mod tests {
         assert_eq!(config.peer.advertise.unwrap().to_string(), "10.77.0.1:7077");
         assert_eq!(config.overlay_path, Path::new("/pool"));
         assert_eq!(config.memory, MemoryWish::PreDump);
+        let etcd = config.etcd.unwrap();
+        assert_eq!(etcd.endpoints[1], "https://etcd.example:2379");
+        assert_eq!(etcd.prefix, "/site/tranship");
+        assert_eq!(
+            etcd.tls.unwrap().identity.unwrap().1,
+            Path::new("/etc/tranship/etcd.key")
+        );
         let NetworkConfig::L2(network) = &config.networks[&"l2".parse().unwrap()];
         assert!(network.subnet.contains("10.77.0.200".parse().unwrap()));
         assert_eq!(network.range.start().octets()[3], 50);
@@ -199,6 +216,63 @@ mod tests {
         );
         assert_eq!(config.peer.listen, "0.0.0.0:7077".parse().unwrap());
         assert_eq!(config.default_network.as_str(), "none");
+        assert_eq!(config.etcd, None);
+    }
+
+    #[test]
+    fn an_etcd_that_cannot_be_used_is_named_with_its_line() {
+        let etcd = parse("[cluster]\netcd = ['http://[::1]:2379']")
+            .unwrap()
+            .etcd
+            .unwrap();
+        assert_eq!((etcd.prefix.as_str(), etcd.tls), ("/tranship", None));
+        assert_eq!(parse("[cluster]\netcd = []").unwrap().etcd, None);
+        for endpoint in [
+            "10.0.0.1:2379",
+            "ftp://a:1",
+            "http://a",
+            "http://a:x",
+            "http://a:1/v3",
+            "http://u@a:1",
+            "http://:1",
+        ] {
+            let text = format!("[cluster]\netcd = ['http://b:1', '{endpoint}']");
+            refused(&text, &["t.toml:2", "`cluster.etcd`", endpoint]);
+        }
+        let with = |endpoint: &str, lines: &str| format!("[cluster]\netcd = ['{endpoint}']\n{lines}");
+        let (plain, tls) = ("http://a:1", "https://a:1");
+        for (text, parts) in [
+            (
+                with(plain, "etcd_prefix = 'tranship'"),
+                &["t.toml:3", "`cluster.etcd_prefix`"][..],
+            ),
+            (with(plain, "etcd_prefix = '/a/'"), &["`cluster.etcd_prefix`"]),
+            (
+                with(plain, "etcd_ca = '/ca'"),
+                &["t.toml:3", "`cluster.etcd_ca`", "https"],
+            ),
+            (with(tls, ""), &["`cluster.etcd_ca`", "missing"]),
+            (with(tls, "etcd_ca = 'ca'"), &["`cluster.etcd_ca`", "absolute"]),
+            (
+                with(tls, "etcd_ca = '/ca'\netcd_cert = '/c'"),
+                &["`cluster.etcd_key`", "missing"],
+            ),
+            (
+                with(tls, "etcd_ca = '/ca'\netcd_key = '/k'"),
+                &["`cluster.etcd_cert`", "missing"],
+            ),
+            (with("http://a:1', 'https://b:1", ""), &["`cluster.etcd`", "both"]),
+            (
+                "[cluster]\netcd_prefix = '/x'".into(),
+                &["t.toml:2", "`cluster.etcd_prefix`", "etcd"],
+            ),
+            (
+                "[cluster]\nectd = []".into(),
+                &["`cluster.ectd`", "did you mean `etcd`"],
+            ),
+        ] {
+            refused(&text, parts);
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub(super) struct ConfigFile {
     pub migrate: MigrateFile,
     pub peer: PeerFile,
     pub storage: StorageFile,
+    pub(super) cluster: ClusterFile,
     pub network: BTreeMap<String, NetworkFile>,
 }
 
@@ -38,6 +39,16 @@ pub(super) struct MigrateFile {
 pub(super) struct PeerFile {
     pub listen: Option<String>,
     pub advertise: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ClusterFile {
+    pub etcd: Vec<String>,
+    pub etcd_prefix: Option<String>,
+    pub etcd_ca: Option<String>,
+    pub etcd_cert: Option<String>,
+    pub etcd_key: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

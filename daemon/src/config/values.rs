@@ -9,7 +9,7 @@ use tranship_proto::ids::Name;
 use super::error::ConfigError;
 use super::file::{ConfigFile, NetworkFile, PeerFile};
 use super::position::Document;
-use super::{Config, LogFormat, MemoryWish, NetworkConfig, PeerConfig, STORAGE_DRIVERS, network};
+use super::{Config, LogFormat, MemoryWish, NetworkConfig, PeerConfig, STORAGE_DRIVERS, cluster, network};
 use crate::peers::address::{DEFAULT_PORT, PeerAddress};
 use crate::peers::names::host_name;
 
@@ -51,6 +51,7 @@ pub(super) fn check(document: &Document, file: ConfigFile) -> Result<Config, Con
         default_storage_driver: check_driver(document, file.default_storage_driver)?,
         memory: check_memory(document, file.migrate.memory.as_deref())?,
         peer: check_peer(document, file.peer)?,
+        etcd: cluster::check(document, file.cluster)?,
         state_dir,
         run_dir,
         overlay_path,
@@ -79,7 +80,8 @@ fn default_criu() -> PathBuf {
     }
 }
 
-fn directory(
+/// An absolute path that goes down only.
+pub(super) fn directory(
     document: &Document,
     key: &str,
     value: Option<String>,

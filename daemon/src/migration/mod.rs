@@ -14,7 +14,7 @@ mod cpu;
 mod destination_host;
 mod faults;
 mod held;
-mod journal;
+pub(crate) mod journal;
 mod log;
 mod memory;
 pub mod mode;
