@@ -9,6 +9,11 @@ mod certificates;
 mod client;
 #[path = "wire/cluster.rs"]
 mod cluster;
+#[path = "common/etcd.rs"]
+#[expect(dead_code, reason = "members are paused in the tests of the arbiter")]
+mod etcd;
+#[path = "wire/found.rs"]
+mod found;
 #[path = "wire/joining.rs"]
 mod joining;
 

@@ -21,7 +21,7 @@ use super::refusal::{Refusals, chain};
 use super::store::HostStore;
 use super::streams::DataStreams;
 use crate::clock::now_ms;
-use crate::config::{Config, PeerConfig};
+use crate::config::{Config, EtcdConfig, PeerConfig};
 
 /// What is left of a certificate when it is renewed, or worth a line in the log where it cannot be.
 pub(super) const RENEWAL_MS: i64 = 30 * 24 * 3600 * 1000;
@@ -35,6 +35,8 @@ pub struct PeerSettings {
     pub name: Option<Name>,
     /// Where to listen, and where others reach it.
     pub peer: PeerConfig,
+    /// Where hosts are found besides.
+    pub etcd: Option<EtcdConfig>,
 }
 
 /// The cluster's part cannot be opened or served.
@@ -110,6 +112,7 @@ impl PeerSettings {
             pki: config.state_dir.join("pki"),
             name: config.name.clone(),
             peer: config.peer.clone(),
+            etcd: config.etcd.clone(),
         }
     }
 }

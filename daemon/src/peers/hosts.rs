@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tranship_proto::ids::Name;
 use tranship_proto::v1::HostRecord;
 
@@ -121,6 +121,7 @@ pub struct HostTable {
     store: Arc<dyn HostStore>,
     known: RwLock<BTreeMap<Name, KnownHost>>,
     change: Mutex<()>,
+    changed: watch::Sender<()>,
 }
 
 impl HostTable {
@@ -133,6 +134,7 @@ impl HostTable {
             store,
             known: RwLock::default(),
             change: Mutex::default(),
+            changed: watch::Sender::default(),
         };
         table.reload().await?;
         Ok(table)
@@ -157,6 +159,12 @@ impl HostTable {
             .values()
             .cloned()
             .collect()
+    }
+
+    /// Sees every change from now on.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// What a sync sends.
@@ -231,7 +239,11 @@ impl HostTable {
             .iter()
             .map(|record| KnownHost::read(record).map(|host| (host.name.clone(), host)));
         let table = read.collect::<Result<BTreeMap<_, _>, _>>()?;
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = table;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if *known != table {
+            *known = table;
+            self.changed.send_replace(());
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 //!   refusal, connection, listener, streams          connections from others
 //!   dial, connect                                   connections to others
 //!   migrations, service, invite                     what others may call
-//!   membership, cluster, serving, sync, join, admin this host as a member
+//!   membership, cluster, serving, sync, found, join, admin  this host as a member
 //! ```
 //!
 //! A host is let in when its certificate is genuine, names exactly one host, and that host belongs to the cluster now.
@@ -39,6 +39,7 @@ mod service;
 
 mod admin;
 mod cluster;
+mod found;
 mod join;
 mod membership;
 mod serving;

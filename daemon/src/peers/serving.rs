@@ -14,12 +14,14 @@ use tranship_proto::v1::peer_server::PeerServer;
 use super::cluster::{Peers, PeersError, RENEWAL_MS, bind};
 use super::connect::{KEEPALIVE, KEEPALIVE_DEADLINE};
 use super::connection::PeerStream;
+use super::found;
 use super::listener::{Gate, WAITING};
 use super::membership::Membership;
 use super::migrations::PeerMigrations;
 use super::service::PeerService;
 use super::sync;
 use crate::clock::now_ms;
+use crate::etcd::Etcd;
 
 /// Calls at once on one control connection.
 const MAX_CALLS: u32 = 64;
@@ -46,7 +48,13 @@ impl Peers {
             stop.cancel();
             served
         };
-        let (served, ()) = tokio::join!(serving, sync::run(Arc::clone(&self.inner), stop.clone()));
+        let syncing = sync::run(Arc::clone(&self.inner), stop.clone());
+        let finding = async {
+            if let Some(etcd) = &self.inner.settings.etcd {
+                found::run(Arc::clone(&self.inner), Etcd::new(etcd), stop.clone()).await;
+            }
+        };
+        let (served, (), ()) = tokio::join!(serving, syncing, finding);
         served
     }
 

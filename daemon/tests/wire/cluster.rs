@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
-use tranship_daemon::config::PeerConfig;
+use tranship_daemon::config::{EtcdConfig, PeerConfig};
+use tranship_daemon::peers::address::PeerAddress;
 use tranship_daemon::peers::{
     Admission, Admitted, HostStore, HostStoreError, MigrateReplies, PeerIdentity, PeerMigrations,
     PeerSettings, Peers, PeersError,
@@ -27,13 +28,19 @@ pub struct TestHost {
     pub dir: tempfile::TempDir,
     shutdown: CancellationToken,
     serving: Option<JoinHandle<Result<(), PeersError>>>,
+    etcd: Option<EtcdConfig>,
 }
 
 impl TestHost {
     /// A host that is in no cluster yet.
     pub async fn new() -> Self {
+        Self::new_with(None).await
+    }
+
+    /// The same, with an etcd.
+    pub async fn new_with(etcd: Option<EtcdConfig>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self::open(dir, Arc::default(), "127.0.0.1:0".parse().unwrap()).await
+        Self::open(dir, Arc::default(), "127.0.0.1:0".parse().unwrap(), None, etcd).await
     }
 
     /// The first host of a cluster.
@@ -50,14 +57,18 @@ impl TestHost {
         host
     }
 
-    async fn open(dir: tempfile::TempDir, store: Arc<MemoryStore>, listen: SocketAddr) -> Self {
+    async fn open(
+        dir: tempfile::TempDir,
+        store: Arc<MemoryStore>,
+        listen: SocketAddr,
+        advertise: Option<PeerAddress>,
+        etcd: Option<EtcdConfig>,
+    ) -> Self {
         let settings = PeerSettings {
             pki: dir.path().join("pki"),
             name: None,
-            peer: PeerConfig {
-                listen,
-                advertise: None,
-            },
+            peer: PeerConfig { listen, advertise },
+            etcd: etcd.clone(),
         };
         let peers = Peers::open(settings, Arc::clone(&store) as Arc<dyn HostStore>)
             .await
@@ -73,6 +84,7 @@ impl TestHost {
             dir,
             shutdown,
             serving,
+            etcd,
         }
     }
 
@@ -91,6 +103,7 @@ impl TestHost {
             dir,
             store: Arc::clone(&self.store),
             listen,
+            etcd: self.etcd.clone(),
         }
     }
 
@@ -131,11 +144,18 @@ pub struct Stopped {
     dir: tempfile::TempDir,
     store: Arc<MemoryStore>,
     listen: SocketAddr,
+    etcd: Option<EtcdConfig>,
 }
 
 impl Stopped {
     pub async fn started(self) -> TestHost {
-        TestHost::open(self.dir, self.store, self.listen).await
+        TestHost::open(self.dir, self.store, self.listen, None, self.etcd).await
+    }
+
+    /// At another address.
+    pub async fn moved_to(self, listen: SocketAddr) -> TestHost {
+        let advertise = Some(listen.into());
+        TestHost::open(self.dir, self.store, listen, advertise, self.etcd).await
     }
 }
 
