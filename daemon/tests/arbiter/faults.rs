@@ -25,14 +25,20 @@ fn arbiter(cluster: &EtcdCluster) -> EtcdArbiter {
 
 /// Repeats a call until its answer is certain. Each answer comes in time.
 async fn certain<T>(call: impl AsyncFn() -> Result<T, ArbiterError>) -> T {
+    counted(call).await.0
+}
+
+/// The same, with how many answers were not.
+async fn counted<T>(call: impl AsyncFn() -> Result<T, ArbiterError>) -> (T, usize) {
     let begun = Instant::now();
+    let mut unknown = 0;
     loop {
         let asked = Instant::now();
         let answer = call().await;
         assert!(asked.elapsed() < IN_TIME, "it took {:?}", asked.elapsed());
         match answer {
-            Ok(answer) => return answer,
-            Err(error) if error.is_unknown() && begun.elapsed() < SETTLED => {}
+            Ok(answer) => return (answer, unknown),
+            Err(error) if error.is_unknown() && begun.elapsed() < SETTLED => unknown += 1,
             Err(error) => panic!("after {:?}: {error}", begun.elapsed()),
         }
     }
@@ -219,6 +225,8 @@ async fn lane(one: &EtcdArbiter, other: &EtcdArbiter, over: &AtomicBool) -> Lane
     while !over.load(Ordering::Relaxed) && lane.decided.len() < 60 {
         let mut next = handoff(&container, (host, epoch), away);
         next.token = certain(async || one.open(&container, &name(host), epoch).await).await;
+        // So that most faults come while it is undecided.
+        tokio::time::sleep(Duration::from_millis(200)).await;
         let (committed, abandoned) = match lane.decided.len() % 2 {
             0 => tokio::join!(answer(one, &next, true), answer(other, &next, false)),
             _ => tokio::join!(answer(other, &next, true), answer(one, &next, false)),
@@ -231,30 +239,19 @@ async fn lane(one: &EtcdArbiter, other: &EtcdArbiter, over: &AtomicBool) -> Lane
         }
         assert_eq!((owner.host.as_str(), owner.epoch), (host, epoch));
         lane.decided.push((next, committed.0));
-        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     lane
 }
 
 /// The first certain answer, checked against one more, and how many were not.
 async fn answer(arbiter: &EtcdArbiter, handoff: &Handoff, commit: bool) -> (Decision, usize) {
-    let begun = Instant::now();
-    let mut unknown = 0;
-    loop {
-        let answer = match commit {
-            true => arbiter.commit(handoff).await,
-            false => arbiter.abandon(handoff).await,
-        };
-        match answer {
-            Ok(decision) => {
-                let again = certain(async || arbiter.decision(handoff).await).await;
-                assert_eq!(again, Some(decision), "{handoff:?}");
-                return (decision, unknown);
-            }
-            Err(error) if error.is_unknown() && begun.elapsed() < SETTLED => unknown += 1,
-            Err(error) => panic!("{error}"),
-        }
-    }
+    let (decision, unknown) = match commit {
+        true => counted(async || arbiter.commit(handoff).await).await,
+        false => counted(async || arbiter.abandon(handoff).await).await,
+    };
+    let again = certain(async || arbiter.decision(handoff).await).await;
+    assert_eq!(again, Some(decision), "{handoff:?}");
+    (decision, unknown)
 }
 
 async fn sleep_ms(ms: usize) {
