@@ -224,7 +224,9 @@ async fn lane(one: &EtcdArbiter, other: &EtcdArbiter, over: &AtomicBool) -> Lane
     let (mut host, mut away, mut epoch) = ("a", "b", 1);
     while !over.load(Ordering::Relaxed) && lane.decided.len() < 60 {
         let mut next = handoff(&container, (host, epoch), away);
-        next.token = certain(async || one.open(&container, &name(host), epoch).await).await;
+        let (token, unknown) = counted(async || one.open(&container, &name(host), epoch).await).await;
+        next.token = token;
+        lane.unknown += unknown;
         // So that most faults come while it is undecided.
         tokio::time::sleep(Duration::from_millis(200)).await;
         let (committed, abandoned) = match lane.decided.len() % 2 {
@@ -233,7 +235,9 @@ async fn lane(one: &EtcdArbiter, other: &EtcdArbiter, over: &AtomicBool) -> Lane
         };
         assert_eq!(committed.0, abandoned.0, "{next:?}");
         lane.unknown += committed.1 + abandoned.1;
-        let owner = certain(async || other.owner(&container).await).await.unwrap();
+        let (owner, unknown) = counted(async || other.owner(&container).await).await;
+        lane.unknown += unknown;
+        let owner = owner.unwrap();
         if committed.0 == Decision::Committed {
             (host, away, epoch) = (away, host, epoch + 1);
         }
@@ -249,9 +253,9 @@ async fn answer(arbiter: &EtcdArbiter, handoff: &Handoff, commit: bool) -> (Deci
         true => counted(async || arbiter.commit(handoff).await).await,
         false => counted(async || arbiter.abandon(handoff).await).await,
     };
-    let again = certain(async || arbiter.decision(handoff).await).await;
+    let (again, more) = counted(async || arbiter.decision(handoff).await).await;
     assert_eq!(again, Some(decision), "{handoff:?}");
-    (decision, unknown)
+    (decision, unknown + more)
 }
 
 async fn sleep_ms(ms: usize) {
