@@ -6,6 +6,7 @@
 pub mod api;
 pub mod arbiter;
 pub mod blocking;
+pub mod boot;
 pub mod clock;
 pub mod config;
 pub mod containers;

@@ -87,6 +87,7 @@ impl Conversation {
             Some(Body::Failed(failed)) => Err(StepError::Destination {
                 phase: Phase::try_from(failed.phase).unwrap_or_default(),
                 error: failed.error,
+                given_back: failed.given_back,
             }),
             Some(body) => Ok(body),
         }

@@ -117,13 +117,14 @@ impl Destination {
     #[must_use]
     pub fn new(migration: MigrationId, host: Arc<dyn DestinationHost>, conversation: Conversation) -> Self {
         let timings = Timings::begin(MigrationRole::Destination);
+        let handoff = DestinationHandoff::under(host.has_arbiter());
         Self {
             migration,
             host,
             conversation,
             timings,
             trees: Vec::new(),
-            handoff: DestinationHandoff::default(),
+            handoff,
             reserve: Reserve::default(),
             reserved: Reserved::default(),
             memory_in_images: false,
@@ -478,18 +479,19 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// Takes a migration up again of which nothing is left but the journal and what was received. `newest` is the newest step, and
+/// Takes a migration up again of which nothing is left but the journal and what was received. `steps` is the journal, and
 /// `taken` says whether what is here of the container is another migration's ([`DestinationHandoff::recover`]).
 pub async fn run_from_journal(
     migration: MigrationId,
     host: Arc<dyn DestinationHost>,
     reserve: Reserve,
-    newest: Option<DestinationStep>,
+    steps: &[DestinationStep],
     taken: bool,
 ) -> DestinationReport {
     let silent = Conversation::new(migration, Box::new(crate::control::Silence));
     let mut role = Destination::new(migration, host, silent);
-    let (handoff, effects) = DestinationHandoff::recover(reserve.next_epoch, newest, taken);
+    let arbiter = role.host.has_arbiter();
+    let (handoff, effects) = DestinationHandoff::recover(reserve.next_epoch, steps, taken, arbiter);
     role.handoff = handoff;
     role.reserve = reserve;
     role.note(Phase::Commit);

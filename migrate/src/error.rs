@@ -90,6 +90,8 @@ pub enum StepError {
         phase: Phase,
         /// Its error chain.
         error: String,
+        /// The container was handed over, and is the source's again.
+        given_back: bool,
     },
     /// The source says that it gave up.
     #[error("the source gave up: {0}")]

@@ -13,7 +13,7 @@ use tranship_proto::v1::{Phase, Progress, Reserve, Round, Span, Standby, StreamH
 
 use crate::error::HostError;
 pub use crate::handoff::DestinationSays;
-use crate::handoff::{DestinationStep, Inspection, SourceStep, Verdict};
+use crate::handoff::{DestinationStep, Inspection, Resolution, SourceStep, Verdict};
 use crate::transport::{PageKeeper, TreeSink};
 use crate::trees::{Tree, TreeName, TreeReport};
 
@@ -158,6 +158,15 @@ pub trait SourceHost: Send + Sync {
     /// Writes the one record that decides. Durable when it returns.
     async fn commit(&self, digest: [u8; 32]) -> Result<(), CommitError>;
 
+    /// Whether an arbiter decides this handoff, and not this host's journal alone.
+    fn has_arbiter(&self) -> bool;
+
+    /// Has the arbiter decide for this host, if nothing is decided yet. Answers whether the destination owns the container.
+    async fn abandon(&self) -> Result<bool, HostError>;
+
+    /// The container that was handed over is this host's own again, under `epoch`.
+    async fn own(&self, epoch: u64) -> Result<(), HostError>;
+
     /// How the memory can be moved; touches nothing.
     async fn memory_mode(&self) -> MemoryMode;
 
@@ -219,7 +228,7 @@ pub trait SourceHost: Send + Sync {
     /// Gives the network back, and announces the address from here.
     async fn mend_network(&self) -> Result<(), HostError>;
 
-    /// Lets the tasks run again. Never called after a commit.
+    /// Lets the tasks run again. Never called after a commit, unless [`SourceHost::own`] was called since.
     async fn thaw(&self) -> Result<(), HostError>;
 
     /// Removes images and other staging of this migration.
@@ -335,6 +344,15 @@ pub trait DestinationHost: Send + Sync {
 
     /// Asks the source's journal.
     async fn ask_source(&self) -> Result<Verdict, HostError>;
+
+    /// Whether an arbiter decides this handoff, and not the source's journal alone.
+    fn has_arbiter(&self) -> bool;
+
+    /// Has the arbiter decide for this host, if nothing is decided yet, and answers what is decided.
+    async fn claim(&self) -> Result<Verdict, HostError>;
+
+    /// Waits until a person decides whose the container is. Cancel-safe.
+    async fn resolved(&self) -> Resolution;
 
     /// For status and logs; must not block.
     fn observe(&self, event: Event<'_>);

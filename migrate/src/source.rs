@@ -151,6 +151,7 @@ impl<E: Into<StepError>> From<E> for Setback {
         let cause = error.into();
         let event = match &cause {
             StepError::Cancelled => SourceEvent::Cancelled,
+            StepError::Destination { given_back: true, .. } => SourceEvent::Heard(Message::GivenBack),
             StepError::Destination { .. } => SourceEvent::Heard(Message::Failed),
             StepError::Control(ControlError::Deadline { .. }) => SourceEvent::Overdue,
             StepError::Control(ControlError::Lost { .. } | ControlError::Failed(_)) => SourceEvent::Lost,
@@ -170,6 +171,7 @@ impl Source {
         plan: Plan,
         cancelled: watch::Receiver<bool>,
     ) -> Self {
+        let handoff = SourceHandoff::under(host.has_arbiter());
         Self {
             migration,
             host,
@@ -189,7 +191,7 @@ impl Source {
             followed: None,
             frozen_at: None,
             blackout_us: 0,
-            handoff: SourceHandoff::default(),
+            handoff,
             asked: None,
             go_at: None,
             failure: None,

@@ -410,9 +410,9 @@ async fn one_that_a_restarted_daemon_cannot_plug_in_is_adopted_with_the_same_war
         ..World::default()
     })));
     let host = SimulatedDestination::new(&world, dir.path(), VecDeque::new());
-    let newest = Some(DestinationStep::Resuming);
+    let steps = [DestinationStep::Ready, DestinationStep::Resuming];
     let id = MigrationId::generate();
-    let report = run_from_journal(id, Arc::new(host), reservation(), newest, false).await;
+    let report = run_from_journal(id, Arc::new(host), reservation(), &steps, false).await;
     assert!(matches!(report.end, DestinationEnd::Runs), "{:?}", report.end);
     assert!(
         report.warnings[0].contains("told to fail"),

@@ -29,6 +29,9 @@ const NONE: Faults = Faults {
     writes: 0,
     failures: 0,
     cancels: 0,
+    reboots: 0,
+    blinds: 0,
+    resolutions: 0,
 };
 
 const fn go(container: usize, from: usize, to: usize) -> Move {
@@ -51,9 +54,8 @@ const CHAIN: &[Move] = &[go(0, 0, 1), go(0, 1, 2)];
 const LATE: &[Move] = &[go(0, 0, 1), go(0, 0, 1), go(0, 1, 0)];
 
 /// Looks at every world that can come of it; says how many there are.
-fn explore(name: &str, moves: &[Move], faults: Faults) -> usize {
+fn explore(name: &str, model: Handoffs) -> usize {
     let began = Instant::now();
-    let model = Handoffs::new(moves, faults);
     let checker = model.checker().threads(2).finish_when(HasDiscoveries::Any);
     let checker = checker.spawn_bfs().join();
     if let Some((property, path)) = checker.discoveries().into_iter().next() {
@@ -71,7 +73,7 @@ fn explore_all(scenarios: &[(&str, &[Move], Faults)]) {
     let began = Instant::now();
     let worlds: usize = scenarios
         .iter()
-        .map(|(name, moves, faults)| explore(name, moves, *faults))
+        .map(|(name, moves, faults)| explore(name, Handoffs::new(moves, *faults)))
         .sum();
     let took = began.elapsed().as_secs_f64();
     say(&format!(
@@ -113,12 +115,76 @@ fn whatever_fails_one_host_runs_the_container_and_nothing_acknowledged_is_lost()
                 ..NONE
             },
         ),
+        (
+            "once, nothing can be restored, a daemon dies",
+            ONCE,
+            Faults {
+                crashes: 1,
+                failures: 4,
+                ..NONE
+            },
+        ),
+        (
+            "once, a host is switched off and a person decides",
+            ONCE,
+            Faults {
+                crashes: 1,
+                reboots: 1,
+                resolutions: 1,
+                ..NONE
+            },
+        ),
         ("a second migration beside the first", AGAIN, cut),
         ("a second migration to another host", ELSEWHERE, NONE),
         ("there and back, a daemon dies", BACK, crash),
         ("on to a third host, a link is cut", CHAIN, cut),
         ("two containers that meet", CROSSED, NONE),
     ]);
+}
+
+#[test]
+fn the_same_where_an_arbiter_decides() {
+    let scenarios: [(&str, &[Move], Faults); 4] = [
+        (
+            "an arbiter, two daemons die, an answer of its is lost",
+            ONCE,
+            Faults {
+                crashes: 2,
+                blinds: 1,
+                ..NONE
+            },
+        ),
+        (
+            "an arbiter, one of each",
+            ONCE,
+            Faults {
+                crashes: 1,
+                cuts: 1,
+                failures: 1,
+                writes: 1,
+                blinds: 2,
+                ..NONE
+            },
+        ),
+        (
+            "an arbiter, a host is switched off, a daemon dies",
+            ONCE,
+            Faults {
+                crashes: 1,
+                reboots: 1,
+                blinds: 1,
+                ..NONE
+            },
+        ),
+        (
+            "an arbiter, there and back, a daemon dies",
+            BACK,
+            Faults { crashes: 1, ..NONE },
+        ),
+    ];
+    for (name, moves, faults) in scenarios {
+        explore(name, Handoffs::new(moves, faults).under_arbiter());
+    }
 }
 
 #[test]
@@ -152,6 +218,7 @@ fn the_same_with_more_faults_at_once() {
                 writes: 1,
                 failures: 1,
                 cancels: 1,
+                ..NONE
             },
         ),
         ("a second migration beside the first", AGAIN, both),
@@ -194,7 +261,11 @@ fn the_same_with_more_faults_at_once() {
 
 /// The model finds what is wrong when `flaw` is built in: says what, and how long the way to it was.
 fn finds(flaw: Flaw, moves: &[Move], faults: Faults, wrong: &'static str) {
-    let model = Handoffs::new(moves, faults).with(flaw);
+    finds_in(Handoffs::new(moves, faults), flaw, wrong);
+}
+
+fn finds_in(model: Handoffs, flaw: Flaw, wrong: &'static str) {
+    let model = model.with(flaw);
     let checker = model
         .checker()
         .threads(2)
@@ -228,7 +299,7 @@ fn the_model_finds_what_is_wrong_when_the_source_breaks_a_rule() {
     };
     finds(Flaw::CommitUnwritten, ONCE, NONE, explore::NO_RUN_WITHOUT_COMMIT);
     finds(Flaw::ThawedInDoubt, ONCE, crash, explore::NO_THAW_AFTER_COMMIT);
-    finds(Flaw::JournalBelieved, ONCE, write, explore::ONE_RUNS);
+    finds(Flaw::JournalBelieved, ONCE, write, explore::NO_THAW_AFTER_COMMIT);
     finds(Flaw::DoubtIsNo, ONCE, write, explore::ENDS_DECIDED);
     finds(Flaw::CopyRemovedEarly, ONCE, relay, explore::NEWEST_SOMEWHERE);
     finds(Flaw::LaterUnseen, AGAIN, write, explore::NO_THAW_AFTER_COMMIT);
@@ -247,4 +318,20 @@ fn the_model_finds_what_is_wrong_when_the_destination_breaks_a_rule() {
     finds(Flaw::SecondReservation, AGAIN, NONE, explore::ENDS_DECIDED);
     finds(Flaw::RefusedDrops, AGAIN, NONE, explore::ENDS_DECIDED);
     finds(Flaw::NoTombstone, LATE, NONE, explore::EPOCHS_GROW);
+}
+
+#[test]
+fn the_model_finds_what_is_wrong_when_a_host_that_comes_back_breaks_a_rule() {
+    let off = Faults {
+        reboots: 1,
+        resolutions: 1,
+        ..NONE
+    };
+    let two = Faults { crashes: 2, ..NONE };
+    let arbiter = Handoffs::new(ONCE, two).under_arbiter();
+    finds_in(arbiter, Flaw::ThawedUnasked, explore::ONE_RUNS);
+    finds(Flaw::MarkGone, ONCE, off, explore::NO_WRITE_LOST);
+    finds(Flaw::Disobeyed, ONCE, off, explore::ENDS_DECIDED);
+    let crash = Faults { crashes: 1, ..off };
+    finds(Flaw::AnsweredMeanwhile, ONCE, crash, explore::ONE_RUNS);
 }

@@ -51,7 +51,7 @@ fn a_destination_that_dies_when_it_is_about_to_let_the_container_run_runs_it_aft
         DECIDED,
         || {
             let log = std::fs::read_to_string(b.layout.log("b"))?;
-            Ok(log.contains("newest=Some(Resuming)"))
+            Ok(log.contains("Ready, Resuming]"))
         },
     )?;
     wait_for("the container to run at the destination", DECIDED, || {

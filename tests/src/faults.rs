@@ -145,6 +145,17 @@ pub fn forget_plans(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// Has the next start of a host's daemon believe that the machine was started anew.
+///
+/// # Errors
+/// The directory cannot be written.
+pub fn boot_anew(host: &Host) -> Result<()> {
+    Ok(fs::write(
+        directory(host).join("boot"),
+        "another start of the machine",
+    )?)
+}
+
 fn mark(host: &Host, point: &str) -> PathBuf {
     directory(host).join(format!("{point}.held"))
 }

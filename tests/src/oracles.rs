@@ -144,7 +144,7 @@ fn links(host: &Host) -> Result<Vec<String>> {
 }
 
 /// The host's cgroups, in every hierarchy.
-fn cgroups(host: &Host) -> Vec<PathBuf> {
+pub(crate) fn cgroups(host: &Host) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
     roots.extend(

@@ -1,9 +1,11 @@
 //! `tranship migrate`, and what becomes of migrations.
 
+use std::io;
 use std::time::Duration;
 
 use tranship_proto::v1::{
-    ListMigrationsRequest, Migration, MigrationOptions, MigrationOutcome, NameRequest, StartMigrationRequest,
+    ListMigrationsRequest, Migration, MigrationOptions, MigrationOutcome, NameRequest,
+    ResolveMigrationRequest, StartMigrationRequest,
 };
 
 use super::follow::{exit_code, explain, follow, report, report_check};
@@ -12,7 +14,7 @@ use super::several;
 use super::timeline::{self, Detail};
 use crate::failure::Failure;
 use crate::output::{Columns, Format};
-use crate::{json, units};
+use crate::{json, terminal, units};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed before anything changed; 2 usage; 3 no such container or migration;
@@ -21,6 +23,16 @@ runs at the source; 6 outcome unknown: see `migrate status`; 7 cancelled; 8 time
 back.
 
 A container whose name is that of a subcommand is named by its id.";
+
+const RESOLVE: &str = "\
+For a migration in doubt: one whose outcome is unknown at its source, or whose destination waits for a
+source that does not answer. In nearly every case that resolves itself within a second of both hosts
+seeing each other again; this is for when they never will. It says what will happen, and asks.
+
+What is decided is on record, and the other host obeys when it comes back.
+
+Exit codes: 0 done; 1 failed; 2 usage, or not confirmed; 3 no such migration; 4 it is not in doubt, or
+cannot be decided so.";
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -79,6 +91,19 @@ enum Verb {
         #[arg(value_name = "MIGRATION")]
         id: String,
     },
+    /// Decide whose a container is when a host is gone for ever and the other one cannot know.
+    #[command(after_help = RESOLVE)]
+    Resolve {
+        /// The migration's id.
+        #[arg(value_name = "MIGRATION")]
+        id: String,
+        /// The host that the container belongs to from now on: the migration's source or its destination.
+        #[arg(long, value_name = "HOST")]
+        owner: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Cancel migrations: the containers stay where they are.
     Cancel {
         /// Ids.
@@ -107,6 +132,9 @@ impl Migrate {
             }
             Some(Verb::Ls) => ls(session).await.map(|()| 0),
             Some(Verb::Status { ids }) => status(session, &ids).await.map_err(coded).map(|()| 0),
+            Some(Verb::Resolve { id, owner, yes }) => {
+                resolve(session, id, owner, yes).await.map_err(coded).map(|()| 0)
+            }
             Some(Verb::Cancel { ids }) => {
                 let client = session.client().await?;
                 let cancelled = several::each(session.output, &ids, async |id| {
@@ -160,6 +188,43 @@ impl Start {
             options: Some(options),
         }
     }
+}
+
+/// Says what will happen, and does it when that is wanted.
+async fn resolve(session: &Session, migration: String, owner: String, yes: bool) -> Result<(), Failure> {
+    let mut client = session.client().await?;
+    let request = |confirmed| ResolveMigrationRequest {
+        migration: migration.clone(),
+        owner: owner.clone(),
+        confirmed,
+    };
+    let planned = client.resolve_migration(request(false)).await?.into_inner();
+    for sentence in &planned.consequences {
+        eprintln!("- {sentence}");
+    }
+    let container = planned.migration.unwrap_or_default().container_name;
+    if !yes && !confirm(&container)? {
+        let advice = "nothing was changed: give --yes, or type the container's name when asked";
+        return Err(Failure::Usage(advice.to_owned()));
+    }
+    let resolved = client.resolve_migration(request(true)).await?.into_inner();
+    let migration = resolved.migration.unwrap_or_default();
+    report(session.output, &migration)?;
+    explain(&migration);
+    Ok(())
+}
+
+/// Whether the person at the terminal wants it; nobody there does not.
+fn confirm(container: &str) -> Result<bool, Failure> {
+    if !terminal::is_terminal() {
+        return Ok(false);
+    }
+    eprint!("Type the name of the container, {container}, to go on: ");
+    let mut typed = String::new();
+    io::stdin()
+        .read_line(&mut typed)
+        .map_err(Failure::local("cannot read the terminal"))?;
+    Ok(typed.trim() == container)
 }
 
 async fn ls(session: &Session) -> Result<(), Failure> {

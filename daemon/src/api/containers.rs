@@ -11,6 +11,7 @@ use tranship_proto::v1::{
 use super::status;
 use crate::containers::Found;
 use crate::daemon::Daemon;
+use crate::migration::Conductor;
 
 pub async fn run(daemon: &Daemon, request: RunContainerRequest) -> Result<Container, Status> {
     let spec = request
@@ -98,10 +99,17 @@ pub async fn wait(daemon: &Daemon, request: NameRequest) -> Result<WaitReply, St
     Ok(WaitReply { exit_code })
 }
 
-pub async fn remove(daemon: &Daemon, request: RemoveContainerRequest) -> Result<Empty, Status> {
+pub async fn remove(
+    daemon: &Daemon,
+    conductor: &Conductor,
+    request: RemoveContainerRequest,
+) -> Result<Empty, Status> {
     let containers = daemon.containers.clone();
     let RemoveContainerRequest { name, force, volumes } = request;
-    status::to_its_end(async move { containers.remove(&name, force, volumes).await }).await?;
+    let removed = status::to_its_end(async move { containers.remove(&name, force, volumes).await }).await?;
+    if let Some(container) = removed {
+        conductor.forget_owner(container);
+    }
     Ok(Empty {})
 }
 

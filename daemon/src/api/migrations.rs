@@ -6,7 +6,8 @@ use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status};
 use tranship_proto::v1::{
-    Empty, ListMigrationsReply, Migration, MigrationOutcome, NameRequest, StartMigrationRequest,
+    Empty, ListMigrationsReply, Migration, MigrationOutcome, NameRequest, ResolveMigrationReply,
+    ResolveMigrationRequest, StartMigrationRequest,
 };
 
 use super::status::{self, Coded};
@@ -55,6 +56,24 @@ pub async fn cancel(conductor: &Conductor, request: NameRequest) -> Result<Empty
     Ok(Empty {})
 }
 
+pub async fn resolve(
+    conductor: &Conductor,
+    request: ResolveMigrationRequest,
+) -> Result<ResolveMigrationReply, Status> {
+    let conductor = conductor.clone();
+    let ResolveMigrationRequest {
+        migration,
+        owner,
+        confirmed,
+    } = request;
+    let resolved =
+        status::to_its_end(async move { conductor.resolve(&migration, &owner, confirmed).await }).await?;
+    Ok(ResolveMigrationReply {
+        migration: Some(resolved.migration),
+        consequences: resolved.consequences,
+    })
+}
+
 /// Up to and including the first record with an outcome.
 fn until_the_end<S>(records: S) -> impl Stream<Item = Result<Migration, Status>> + Send
 where
@@ -74,10 +93,13 @@ impl Coded for ConductorError {
     fn code(&self) -> Code {
         match self {
             Self::Container(error) => error.code(),
-            Self::Registry(_) => Code::Internal,
+            Self::Registry(_) | Self::Journal(_) => Code::Internal,
             Self::NotFound(_) => Code::NotFound,
-            Self::TooLate { .. } | Self::Over { .. } => Code::FailedPrecondition,
-            Self::Options(_) => Code::InvalidArgument,
+            Self::TooLate { .. } | Self::Over { .. } | Self::NotInDoubt(_) | Self::NothingHere(_) => {
+                Code::FailedPrecondition
+            }
+            Self::StillInDoubt(_) => Code::DeadlineExceeded,
+            Self::Options(_) | Self::NoSuchOwner { .. } => Code::InvalidArgument,
         }
     }
 }

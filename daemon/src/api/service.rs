@@ -11,8 +11,8 @@ use tranship_proto::v1::{
     KillContainerRequest, ListContainersReply, ListContainersRequest, ListHostsReply, ListHostsRequest,
     ListImagesReply, ListImagesRequest, ListMigrationsReply, ListMigrationsRequest, ListNetworksReply,
     ListNetworksRequest, ListVolumesReply, ListVolumesRequest, LogChunk, LogsRequest, Migration, NameRequest,
-    RemoveContainerRequest, RunContainerRequest, StartMigrationRequest, StopContainerRequest, Volume,
-    WaitReply,
+    RemoveContainerRequest, ResolveMigrationReply, ResolveMigrationRequest, RunContainerRequest,
+    StartMigrationRequest, StopContainerRequest, Volume, WaitReply,
 };
 
 use super::{containers, exec, hosts, images, info, logs, migrations, networks, volumes};
@@ -124,7 +124,7 @@ impl Tranship for Api {
     }
 
     async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<Empty> {
-        containers::remove(&self.daemon, request.into_inner())
+        containers::remove(&self.daemon, &self.conductor, request.into_inner())
             .await
             .map(Response::new)
     }
@@ -209,6 +209,15 @@ impl Tranship for Api {
 
     async fn cancel_migration(&self, request: Request<NameRequest>) -> Answer<Empty> {
         migrations::cancel(&self.conductor, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn resolve_migration(
+        &self,
+        request: Request<ResolveMigrationRequest>,
+    ) -> Answer<ResolveMigrationReply> {
+        migrations::resolve(&self.conductor, request.into_inner())
             .await
             .map(Response::new)
     }

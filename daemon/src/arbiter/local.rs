@@ -52,7 +52,9 @@ impl LocalArbiter {
         let steps: Vec<SourceStep> = self.journal.words().await?;
         Ok(match SourceStep::deciding(&steps) {
             Some(step) if step.is_committed() => Some(Decision::Committed),
-            Some(SourceStep::Aborted | SourceStep::RolledBack) => Some(Decision::Abandoned),
+            Some(
+                SourceStep::Aborted | SourceStep::GivingUp | SourceStep::RolledBack | SourceStep::TakenBack,
+            ) => Some(Decision::Abandoned),
             _ => None,
         })
     }

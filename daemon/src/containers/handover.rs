@@ -138,11 +138,22 @@ impl Containers {
             return Ok(());
         }
         let doubt = |record: &mut ContainerRecord| {
-            if record.state == ContainerState::Migrating {
+            // One that ended when its host was switched off may yet run at the destination.
+            if matches!(record.state, ContainerState::Migrating | ContainerState::Exited) {
                 record.state = ContainerState::InDoubt;
             }
         };
         self.change(id, doubt).await.map(drop)
+    }
+
+    /// A container that was handed over is this host's own again, under `epoch`. Nothing happens to one that has come back since.
+    ///
+    /// # Errors
+    /// It is not here, or the registry cannot be written.
+    pub async fn own(&self, id: &ContainerId, epoch: u64) -> Result<(), ContainerError> {
+        let _held = self.shared.locks.hold(id).await?;
+        let own = move |record: &mut ContainerRecord| record.epoch = record.epoch.max(epoch);
+        self.change(id, own).await.map(drop)
     }
 
     /// The container is `to`'s from `epoch` on: ends the frozen copy without letting it run, removes what belonged to it,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tranship_proto::ids::Name;
+use tranship_proto::ids::{ContainerId, Name};
 use tranship_proto::v1::ContainerState;
 
 use super::allowed::{Answer, Verb};
@@ -87,27 +87,31 @@ impl Containers {
     }
 
     /// Removes a container, one that runs only with `force`; with `volumes` also the volumes that it alone mounts and that
-    /// no user named. Of a container that moved away the tombstone is removed.
+    /// no user named. Of a container that moved away the tombstone is removed. Answers which container was removed here.
     ///
     /// # Errors
     /// The state does not allow it, or something could not be removed: the container is then kept.
-    pub async fn remove(&self, text: &str, force: bool, volumes: bool) -> Result<(), ContainerError> {
+    pub async fn remove(
+        &self,
+        text: &str,
+        force: bool,
+        volumes: bool,
+    ) -> Result<Option<ContainerId>, ContainerError> {
         if let Found::Moved(tombstone) = self.find(text).await? {
             self.registry()
                 .containers()
                 .remove_tombstone(&tombstone.id)
                 .await?;
-            return Ok(());
+            return Ok(None);
         }
         let verb = if force { Verb::RemoveForced } else { Verb::Remove };
         let (record, _, _held) = self.claim(text, verb).await?;
         self.remove_record(&record).await?;
         tracing::info!(container = %record.name, "removed");
         if volumes {
-            self.remove_anonymous(&record).await
-        } else {
-            Ok(())
+            self.remove_anonymous(&record).await?;
         }
+        Ok(Some(record.id))
     }
 
     /// Takes a container apart and forgets it.

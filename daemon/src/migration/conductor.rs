@@ -12,22 +12,26 @@ use tranship_migrate::control::Conversation;
 use tranship_migrate::deadlines::RESUME;
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::source::{Plan, Source, SourceEnd};
-use tranship_proto::ids::{ContainerId, MigrationId};
+use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{
     Migration, MigrationOptions, MigrationOutcome, MigrationRole, Phase, StartMigrationRequest,
 };
 
 use super::board::Board;
 use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
+use super::doubts::Doubts;
 use super::faults;
+use super::journal::JournalError;
 use super::outcome;
 use super::plan::{OptionError, plan};
 use super::preflight::Checked;
 use super::source_host::LocalSource;
 use super::usage::private_bytes;
+use crate::arbiter::{Arbiter, EtcdArbiter, Token};
 use crate::clock::now_ms;
 use crate::containers::{Anatomy, ContainerError, Containers, Verb};
 use crate::daemon::Daemon;
+use crate::etcd::Etcd;
 use crate::network::Networks;
 use crate::peers::Peers;
 use crate::registry::{MigrationRecord, Registry, RegistryError};
@@ -46,9 +50,35 @@ pub enum ConductorError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// What was decided before.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// No such migration.
     #[error("there is no migration {0:?} on this host: see `tranship migrate ls`")]
     NotFound(String),
+    /// Nobody is in doubt about it.
+    #[error("migration {0} is not in doubt: nothing was changed; see `tranship migrate status {0}`")]
+    NotInDoubt(String),
+    /// A host that has nothing to do with it.
+    #[error(
+        "migration {id} is between {source_host} and {destination}: the container can be no other host's"
+    )]
+    NoSuchOwner {
+        /// Which.
+        id: String,
+        /// Where it came from.
+        source_host: String,
+        /// Where it went.
+        destination: String,
+    },
+    /// The copy was removed already.
+    #[error("there is no copy of container {0} here any more that could be taken back; nothing was changed")]
+    NothingHere(String),
+    /// It was tried, and the end of it was not seen.
+    #[error(
+        "what was decided about migration {0} has not been done yet: see `tranship migrate status {0}`, and the daemon's log for what keeps it"
+    )]
+    StillInDoubt(String),
     /// An option that means nothing.
     #[error(transparent)]
     Options(#[from] OptionError),
@@ -84,11 +114,14 @@ pub struct Shared {
     pub containers: Containers,
     /// Migrations under way.
     pub board: Board,
+    /// Who decides handoffs besides the journals, where the cluster has somebody.
+    pub arbiter: Option<Arc<dyn Arbiter>>,
+    /// Migrations in doubt.
+    pub doubts: Doubts,
     /// Where migrations have their staging.
     pub paths: crate::paths::Paths,
     /// The real CRIU.
     pub criu: PathBuf,
-    boot_id: String,
 }
 
 impl Shared {
@@ -120,6 +153,23 @@ impl Shared {
     /// This host's name.
     pub fn host_name(&self) -> String {
         self.daemon.host_name()
+    }
+
+    /// This host's name, as other hosts know it.
+    pub fn own_name(&self) -> Result<Name, HostError> {
+        let name = self.host_name().parse();
+        name.map_err(|error| HostError::new("tell this host's name", error))
+    }
+
+    /// Makes certain that the arbiter, where there is one, has this host as the container's owner. Answers on what state of its
+    /// record the handoff is decided.
+    async fn open_handoff(&self, anatomy: &Anatomy) -> Result<Token, HostError> {
+        let Some(arbiter) = &self.arbiter else {
+            return Ok(Token(0));
+        };
+        let (record, name) = (&anatomy.record, self.own_name()?);
+        let opened = arbiter.open(&record.id, &name, record.epoch).await;
+        opened.map_err(|error| HostError::new("open the handoff", error))
     }
 
     /// Bytes of a container's memory that travel.
@@ -181,7 +231,7 @@ impl Shared {
     /// Writes a record.
     pub async fn store(&self, migration: Migration) -> Result<(), RegistryError> {
         let created_ms = migration.started_ms;
-        let boot_id = self.boot_id.clone();
+        let boot_id = crate::boot::id().to_owned();
         let record = MigrationRecord {
             migration,
             boot_id,
@@ -196,13 +246,15 @@ impl Conductor {
     /// The migrations of this daemon; [`Conductor::recover`] finds those of the one before.
     #[must_use]
     pub fn new(daemon: Daemon) -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let etcd = daemon.config.etcd.as_ref();
+        let arbiter = etcd.map(|etcd| Arc::new(EtcdArbiter::new(Etcd::new(etcd))) as Arc<dyn Arbiter>);
         let shared = Shared {
             containers: daemon.containers.clone(),
             board: Board::default(),
+            doubts: Doubts::default(),
+            arbiter,
             paths: daemon.paths.clone(),
             criu: daemon.config.criu.clone(),
-            boot_id: boot_id.trim().to_owned(),
             daemon,
         };
         Self {
@@ -301,6 +353,19 @@ impl Conductor {
                 outcome,
             },
         })
+    }
+
+    /// The container was removed here: the arbiter, where there is one, forgets it. Nothing depends on that.
+    pub fn forget_owner(&self, container: ContainerId) {
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let (Some(arbiter), Ok(name)) = (&shared.arbiter, shared.own_name()) else {
+                return;
+            };
+            if let Err(error) = arbiter.forget(&container, &name).await {
+                tracing::warn!(%container, error = %chain(&error), "the record of the removed container's owner may still be in etcd");
+            }
+        });
     }
 
     fn new_record(
@@ -444,12 +509,14 @@ impl Conductor {
         let destination = checked.destination.ok_or_else(no_destination)?;
         let anatomy = shared.containers.anatomy(container).await;
         let anatomy = anatomy.map_err(|error| HostError::new("look at the container", error))?;
+        let token = shared.open_handoff(&anatomy).await?;
         let source = LocalSource::new(
             Arc::clone(shared),
             id,
             anatomy,
             destination.clone(),
             checked.memory_mode,
+            token,
         )?;
         let call =
             |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("call the destination", error);

@@ -11,19 +11,19 @@ use tokio::time::Instant;
 use tranship_checkpoint::criu::{Discard, Relay, discard, remove_ghosts, was_released};
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
-use tranship_migrate::handoff::{DestinationStep, Inspection, Verdict};
+use tranship_migrate::handoff::{DestinationStep, Inspection, Resolution, Verdict};
 use tranship_migrate::host::{
     AcceptedStream, DestinationHost, Event, HeldRestore, Reservation, ReserveError, Stage,
 };
 use tranship_migrate::transport::{PageKeeper, TreeSink};
 use tranship_migrate::trees::TreeName;
 use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
-use tranship_proto::v1::{
-    ContainerState, Image, MigrationOutcome, MigrationRole, QueryMigrationRequest, Reserve, Standby,
-};
+use tranship_proto::v1::{ContainerState, Image, MigrationRole, Reserve, Standby};
 
 use super::awake::Awake;
 use super::conductor::Shared;
+use super::decider::Decider;
+use super::doubts::Doubt;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::log;
@@ -31,6 +31,7 @@ use super::memory::{Arrived, store_dir};
 use super::rounds;
 use super::sink::LocalSink;
 use super::standby::{Begin, StandingBy, restore_failed, runc_ended};
+use crate::arbiter::{Decision, Handoff, Token};
 use crate::network::{self, Attachment, NetworkRequest};
 use crate::peers::streams::ExpectedStreams;
 
@@ -48,6 +49,7 @@ pub struct LocalDestination {
     image: Image,
     reserve: Reserve,
     journal: Journal,
+    decider: Decider,
     sink: Arc<LocalSink>,
     streams: AsyncMutex<Option<ExpectedStreams>>,
     memory: AsyncMutex<Option<Arrived>>,
@@ -55,6 +57,7 @@ pub struct LocalDestination {
     attachment: Mutex<Option<Attachment>>,
     pid: Mutex<i32>,
     awake: Awake,
+    doubt: AsyncMutex<Option<Doubt>>,
 }
 
 impl LocalDestination {
@@ -83,10 +86,18 @@ impl LocalDestination {
             .ok_or_else(|| incomplete("its container has no spec"))?;
         let driver = shared.storage().get(&spec.storage_driver);
         let driver = driver.map_err(|error| HostError::new("read the reservation", error))?;
-        let id = container
+        let id: ContainerId = container
             .id
             .parse()
             .map_err(|error| HostError::new("read the reservation", error))?;
+        let decider = shared.decider(Handoff {
+            container: id.clone(),
+            migration,
+            source: source.clone(),
+            destination: shared.own_name()?,
+            epoch: reserve.next_epoch,
+            token: Token(reserve.owner_token),
+        })?;
         let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Destination);
         let sink = LocalSink::new(driver);
         Ok(Self {
@@ -97,6 +108,7 @@ impl LocalDestination {
             image,
             reserve: reserve.clone(),
             journal,
+            decider,
             sink: Arc::new(sink),
             streams: AsyncMutex::default(),
             memory: AsyncMutex::default(),
@@ -104,6 +116,7 @@ impl LocalDestination {
             attachment: Mutex::default(),
             pid: Mutex::default(),
             awake: Awake::default(),
+            doubt: AsyncMutex::default(),
         })
     }
 
@@ -430,6 +443,14 @@ impl DestinationHost for LocalDestination {
 
     async fn record(&self, step: DestinationStep) -> Result<(), HostError> {
         let data = serde_json::json!({ "container": self.container, "source": self.source, "reserve": self.reserve });
+        // A person decides for this host, not for the arbiter.
+        if step == DestinationStep::TakenOver
+            && self.has_arbiter()
+            && self.claim().await? != Verdict::Committed
+        {
+            let why = "it was decided that the container stays at its source";
+            return Err(HostError::new("take the container over", why));
+        }
         let written = self.journal.append(step, self.reserve.next_epoch, data).await;
         written.map_err(|error| HostError::new("write the journal", error))
     }
@@ -550,7 +571,10 @@ impl DestinationHost for LocalDestination {
         let Some(pid) = self.shared.running(&self.container).await else {
             // Whoever could still let the tasks go ends by this.
             self.clear_killed_restore().await?;
-            return Ok(if self.was_released() {
+            // The mark is in memory.
+            let resuming = self.journal.rebooted_since("resuming").await;
+            let mark_gone = resuming.map_err(|error| HostError::new("read the journal", error))?;
+            return Ok(if mark_gone || self.was_released() {
                 Inspection::MayHaveRun
             } else {
                 Inspection::NeverReleased
@@ -560,36 +584,33 @@ impl DestinationHost for LocalDestination {
         Ok(Inspection::Runs)
     }
 
+    fn has_arbiter(&self) -> bool {
+        self.decider.is_arbiter()
+    }
+
+    async fn claim(&self) -> Result<Verdict, HostError> {
+        match self.decider.commit().await {
+            Ok(Decision::Committed) => Ok(Verdict::Committed),
+            Ok(Decision::Abandoned) => Ok(Verdict::Abandoned),
+            Err(error) => Err(HostError::new(
+                "have it decided that the container is this host's",
+                error,
+            )),
+        }
+    }
+
+    async fn resolved(&self) -> Resolution {
+        let mut doubt = self.doubt.lock().await;
+        let open = || self.shared.doubts.open(self.migration);
+        doubt.get_or_insert_with(open).resolved().await
+    }
+
     async fn ask_source(&self) -> Result<Verdict, HostError> {
         self.shared.ask_source(self.migration, &self.source).await
     }
 
     fn observe(&self, event: Event<'_>) {
         self.shared.board.observe(self.migration, &event);
-    }
-}
-
-impl Shared {
-    /// What the source's journal says of a migration that came here.
-    ///
-    /// # Errors
-    /// It does not answer in time, or with something that means nothing.
-    pub async fn ask_source(&self, id: MigrationId, host: &Name) -> Result<Verdict, HostError> {
-        let ask = |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("ask the source", error);
-        let mut client = self.peers().control(host).map_err(|error| ask(error.into()))?;
-        let request = QueryMigrationRequest {
-            migration_id: id.to_string(),
-        };
-        let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
-        let reply = asked
-            .map_err(|error| ask(error.into()))?
-            .map_err(|error| ask(error.into()))?
-            .into_inner();
-        Ok(match (reply.committed, reply.outcome()) {
-            (true, _) => Verdict::Committed,
-            (false, MigrationOutcome::Unspecified) if reply.known => Verdict::Undecided,
-            (false, _) => Verdict::Abandoned,
-        })
     }
 }
 

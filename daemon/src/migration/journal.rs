@@ -12,6 +12,9 @@ use crate::registry::{JournalStep, Registry, RegistryError};
 /// written, of which one is the commit.
 const ROOM_BEHIND: [&str; 2] = ["freezing", "reserved"];
 
+/// Where a step's data has the start of the machine in which it was written.
+const BOOT: &str = "boot";
+
 /// Writes and reads the steps of one role.
 #[derive(Clone)]
 pub struct Journal {
@@ -68,6 +71,7 @@ impl Journal {
             _ => "source",
         };
         let point = format!("{role}:journal-{word}");
+        let data = with_boot(data);
         let appending = async {
             let migrations = self.registry.migrations();
             let written = migrations.append_step(self.migration, self.role, &word, epoch, data);
@@ -86,13 +90,16 @@ impl Journal {
         Ok(words.collect::<Result<_, _>>()?)
     }
 
-    /// The newest step, if there is one. What a source's journal says is not decided by the newest alone
-    /// ([`deciding`](tranship_migrate::handoff::SourceStep::deciding)).
+    /// Whether the machine was started anew since the last `step` was written: nothing of it is left in memory. False where that is
+    /// not on record.
     ///
     /// # Errors
-    /// The database cannot be read, or holds a word this version does not know.
-    pub async fn newest<S: DeserializeOwned>(&self) -> Result<Option<S>, JournalError> {
-        Ok(self.words().await?.pop())
+    /// The database cannot be read.
+    pub async fn rebooted_since(&self, step: &str) -> Result<bool, JournalError> {
+        let steps = self.steps().await?;
+        let last = steps.iter().rfind(|known| known.step == step);
+        let then = last.and_then(|known| known.data[BOOT].as_str());
+        Ok(then.is_some_and(|then| then != crate::boot::id()))
     }
 
     /// The epoch that the migration is about; 0 while nothing is on record.
@@ -114,4 +121,12 @@ impl Journal {
             .steps(self.migration, self.role)
             .await?)
     }
+}
+
+fn with_boot(mut data: serde_json::Value) -> serde_json::Value {
+    if data.is_null() {
+        data = serde_json::json!({});
+    }
+    data[BOOT] = crate::boot::id().into();
+    data
 }

@@ -4,24 +4,28 @@
 //! must know before anything is touched, [`source_host`] and [`destination_host`] do what the roles ask for, [`standby`] is a restore that
 //! waits for its images, [`sink`] is where received trees go, [`memory`] both ends of a container's memory, [`mode`] how it leaves this host, [`rounds`] the images of its pre-dumps, [`cpu`] slows a container down, [`awake`] keeps processors from sleeping, [`log`] takes a container's log along,
 //! [`control`] carries their messages, [`service`] answers other hosts, [`recover`] finishes what a daemon before this one
-//! left, [`settle`] the source's part of it, [`faults`] has it fail in tests, [`plan`] is what was asked for and what is known beforehand, [`board`] shows what is under way, [`outcome`] says it in words.
+//! left, [`settle`] the source's part of it, [`decider`] knows who decides, [`questions`] is what hosts ask each other then, [`doubts`] what neither can answer, [`resolve`] a person's decision, [`faults`] has it fail in tests, [`plan`] is what was asked for and what is known beforehand, [`board`] shows what is under way, [`outcome`] says it in words.
 
 mod awake;
 pub mod board;
 pub mod conductor;
 pub mod control;
 mod cpu;
+mod decider;
 mod destination_host;
+mod doubts;
 mod faults;
 mod held;
-pub(crate) mod journal;
+pub mod journal;
 mod log;
 mod memory;
 pub mod mode;
 mod outcome;
 mod plan;
 mod preflight;
+mod questions;
 mod recover;
+mod resolve;
 mod rounds;
 mod service;
 mod settle;
@@ -31,3 +35,4 @@ mod standby;
 mod usage;
 
 pub use conductor::{Conductor, ConductorError};
+pub(crate) use faults::told_boot_id;

@@ -161,6 +161,7 @@ impl Shared {
             memory_bytes,
             disk_bytes,
             layers: anatomy.image.layers.clone(),
+            arbiter: self.arbiter.is_some(),
         };
         Ok((request, reasons))
     }
@@ -269,7 +270,17 @@ impl Shared {
     /// The destination's side of the question.
     pub async fn answer(&self, request: &PreflightRequest) -> Result<PreflightReply, AnyError> {
         let facts = self.facts(request).await?;
-        let reasons = blockers(request, &facts);
+        let mut reasons = blockers(request, &facts);
+        let host = self.host_name();
+        match (request.arbiter, self.arbiter.is_some()) {
+            (true, false) => reasons.push(format!(
+                "handoffs from there are decided by etcd, and {host} has no `[cluster] etcd`"
+            )),
+            (false, true) => reasons.push(format!(
+                "handoffs to {host} are decided by etcd, and the source has no `[cluster] etcd`"
+            )),
+            _ => {}
+        }
         let driver = request
             .spec
             .as_ref()

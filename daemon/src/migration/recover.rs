@@ -15,6 +15,7 @@ use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationR
 
 use super::conductor::Conductor;
 use super::destination_host::LocalDestination;
+use super::doubts::Doubt;
 use super::faults;
 use super::held::remove_staging;
 use super::journal::Journal;
@@ -37,7 +38,7 @@ impl Conductor {
                 tracing::error!(migration_id = migration.id, container = migration.container_name, error = %chain(&error), "the migration could not be taken up; the container stays as it is");
             }
         }
-        Ok(())
+        self.tell_all().await
     }
 
     /// Gives every container back to this host that stands still here, or is slowed down, for a migration that is not committed.
@@ -104,9 +105,9 @@ impl Conductor {
         }
         let (id, _) = ids(record)?;
         let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
-        let newest = journal.newest::<DestinationStep>().await;
-        let newest = newest.map_err(|error| HostError::new("read the journal", error))?;
-        Ok(newest.is_some_and(|step| !step.is_last()))
+        let steps = journal.words().await;
+        let steps: Vec<DestinationStep> = steps.map_err(|error| HostError::new("read the journal", error))?;
+        Ok(DestinationStep::deciding(&steps).is_some_and(|step| !step.is_last()))
     }
 
     async fn recover_source(&self, record: Migration) -> Result<(), HostError> {
@@ -157,25 +158,35 @@ impl Conductor {
     /// host's own that it was never written.
     pub(super) fn decide_later(&self, id: MigrationId, container: ContainerId, destination: Name) {
         let conductor = self.clone();
+        let mut doubt = self.shared.doubts.open(id);
         tokio::spawn(async move {
             let what = (id, container, destination);
-            while let Err(error) = conductor.decide(what.clone()).await {
+            while let Err(error) = conductor.decide(what.clone(), &mut doubt).await {
                 tracing::debug!(migration_id = %id, error = %chain(&error), "the handoff is still in doubt");
                 tokio::time::sleep(ASK_AGAIN).await;
             }
+            conductor.shared.doubts.close(id);
         });
     }
 
-    async fn decide(&self, what: (MigrationId, ContainerId, Name)) -> Result<(), HostError> {
+    async fn decide(
+        &self,
+        what: (MigrationId, ContainerId, Name),
+        doubt: &mut Doubt,
+    ) -> Result<(), HostError> {
+        let id = what.0;
         let migrations = self.shared.registry().migrations();
-        let stored = migrations.get(what.0, MigrationRole::Source).await;
+        let stored = migrations.get(id, MigrationRole::Source).await;
         let stored = stored.map_err(|error| HostError::new("read the migration", error))?;
         let Some(record) = stored.map(|stored| stored.migration) else {
             return Ok(());
         };
         let mut settling = Settling::in_doubt(self, what, record).await?;
-        settling.settle().await?;
-        settling.close().await;
+        settling.settle(doubt).await?;
+        let taken_back = settling.close().await;
+        if taken_back {
+            self.tell_later(id, MigrationRole::Source);
+        }
         Ok(())
     }
 
@@ -184,12 +195,12 @@ impl Conductor {
         let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
         let failed = |error| HostError::new("read the journal", error);
         let steps = journal.steps().await.map_err(failed)?;
-        let newest = journal.newest::<DestinationStep>().await.map_err(failed)?;
+        let words: Vec<DestinationStep> = journal.words().await.map_err(failed)?;
         let taken = self.shared.on_its_way(&container, id).await?;
-        tracing::info!(migration_id = %id, role = "destination", container = record.container_name, ?newest, "taking up a migration");
+        tracing::info!(migration_id = %id, role = "destination", container = record.container_name, ?words, "taking up a migration");
         let data = steps.first().map(|step| step.data["reserve"].clone());
         let Ok(reserve) = serde_json::from_value::<Reserve>(data.unwrap_or_default()) else {
-            return self.drop_received(id, &container, (record, newest, taken)).await;
+            return self.drop_received(id, &container, (record, words, taken)).await;
         };
         let source = host_name(&record.source)?;
         let host = Arc::new(LocalDestination::new(
@@ -199,14 +210,17 @@ impl Conductor {
             &reserve,
         )?);
         let conductor = self.clone();
+        let newest = DestinationStep::deciding(&words);
         let _cancelled = self.shared.board.post(id, record.clone());
         let going_on = tokio::spawn(async move {
-            let left = (host, reserve, newest, taken);
+            let left = (host, reserve, words, taken);
             conductor.go_on(id, record, left).await;
         });
         // What asks the source, or waits for tasks to be seen, keeps nobody else waiting, nor does what cannot be removed.
-        if !matches!(newest, Some(DestinationStep::Ready | DestinationStep::Resuming))
-            && tokio::time::timeout(REPLY, going_on).await.is_err()
+        if !matches!(
+            newest,
+            Some(DestinationStep::Ready | DestinationStep::Resuming | DestinationStep::TakenOver)
+        ) && tokio::time::timeout(REPLY, going_on).await.is_err()
         {
             tracing::warn!(migration_id = %id, "what was received is still being removed");
         }
@@ -218,9 +232,10 @@ impl Conductor {
         &self,
         id: MigrationId,
         record: Migration,
-        (host, reserve, newest, taken): (Arc<LocalDestination>, Reserve, Option<DestinationStep>, bool),
+        (host, reserve, steps, taken): (Arc<LocalDestination>, Reserve, Vec<DestinationStep>, bool),
     ) {
-        if newest == Some(DestinationStep::Ready)
+        let newest = DestinationStep::deciding(&steps);
+        if matches!(newest, Some(DestinationStep::Ready | DestinationStep::TakenOver))
             && let Err(error) = host.clear_killed_restore().await
         {
             // The images are kept: the next start tries again.
@@ -228,12 +243,13 @@ impl Conductor {
             self.shared.board.take(id);
             return;
         }
-        let report = run_from_journal(id, faults::destination(host), reserve, newest, taken).await;
+        let report = run_from_journal(id, faults::destination(host), reserve, &steps, taken).await;
         self.close_destination(id, record, report).await;
     }
 
     async fn close_destination(&self, id: MigrationId, mut record: Migration, report: DestinationReport) {
         record.warnings = report.warnings;
+        self.shared.doubts.close(id);
         match report.end {
             DestinationEnd::Runs => self.close_received(id, record, true, String::new()).await,
             DestinationEnd::Dropped { failure, .. } => {
@@ -248,9 +264,9 @@ impl Conductor {
         &self,
         id: MigrationId,
         container: &ContainerId,
-        (record, newest, taken): (Migration, Option<DestinationStep>, bool),
+        (record, steps, taken): (Migration, Vec<DestinationStep>, bool),
     ) -> Result<(), HostError> {
-        let (_, effects) = DestinationHandoff::recover(record.epoch, newest, taken);
+        let (_, effects) = DestinationHandoff::recover(record.epoch, &steps, taken, false);
         if effects.contains(&DestinationEffect::DropAll) {
             let dropped = self.shared.containers.drop_incoming(container).await;
             dropped.map_err(|error| HostError::new("remove what was received", error))?;

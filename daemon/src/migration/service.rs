@@ -15,7 +15,7 @@ use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::migrate_message::Body;
 use tranship_proto::v1::{
     MigrateMessage, Migration, MigrationOutcome, MigrationRole, Phase, PreflightReply, PreflightRequest,
-    QueryMigrationReply, QueryMigrationRequest, Reserve,
+    QueryMigrationReply, QueryMigrationRequest, Reserve, ResolvedMigrationReply, ResolvedMigrationRequest,
 };
 
 use super::conductor::{Conductor, Shared};
@@ -78,6 +78,21 @@ impl PeerMigrations for Conductor {
         let answer = self.shared.journal_says(id, &peer.name).await;
         answer.map_err(|error| Status::internal(chain(&error)))
     }
+
+    async fn resolved(
+        &self,
+        peer: PeerIdentity,
+        request: ResolvedMigrationRequest,
+    ) -> Result<ResolvedMigrationReply, Status> {
+        let id: MigrationId = request
+            .migration_id
+            .parse()
+            .map_err(|_| Status::invalid_argument("not a migration id"))?;
+        let obeyed = self.obey(id, &peer.name, request.epoch).await;
+        obeyed
+            .map(|obeyed| ResolvedMigrationReply { obeyed })
+            .map_err(|error| Status::internal(chain(&error)))
+    }
 }
 
 impl Conductor {
@@ -112,6 +127,7 @@ impl Conductor {
             let report = Destination::new(id, faults::destination(host), conversation)
                 .run(reserve)
                 .await;
+            shared.doubts.close(id);
             record = shared.board.get(id).unwrap_or(record);
             outcome::of_destination(&mut record, report);
             let (outcome, total_ms) = (record.outcome().as_str_name(), record.total_us / 1000);
@@ -141,8 +157,8 @@ impl Shared {
                 continue;
             }
             let journal = Journal::new(self.registry().clone(), id, MigrationRole::Destination);
-            let newest = journal.newest::<DestinationStep>().await;
-            let newest = newest.map_err(|error| failed(error.into()))?;
+            let steps = journal.words().await;
+            let newest = DestinationStep::deciding(&steps.map_err(|error| failed(error.into()))?);
             // Before its first record it is only known by the role that plays it.
             if newest.map_or_else(|| self.board.is_active(id), |step| !step.is_last()) {
                 return Ok(true);
@@ -161,8 +177,11 @@ impl Shared {
             let journal = Journal::new(self.registry().clone(), id, role);
             let shown = self.board.get(id).unwrap_or(record.migration);
             return Ok(match role {
-                MigrationRole::Source => source_says(&journal.words().await?, &shown),
-                _ => destination_says(journal.newest().await?, &shown),
+                MigrationRole::Source => {
+                    let taking_back = self.doubts.is_taking_back(id);
+                    source_says(&journal.words().await?, &shown, taking_back)
+                }
+                _ => destination_says(&journal.words().await?, &shown),
             });
         }
         Ok(QueryMigrationReply::default())
@@ -170,13 +189,13 @@ impl Shared {
 }
 
 /// A verdict as the destination reads it: undecided as long as there is no outcome.
-fn source_says(steps: &[SourceStep], shown: &Migration) -> QueryMigrationReply {
+fn source_says(steps: &[SourceStep], shown: &Migration, taking_back: bool) -> QueryMigrationReply {
     // Without an end somebody here may still commit it, or does not know whether he has.
     let active = matches!(
         shown.outcome(),
         MigrationOutcome::Unspecified | MigrationOutcome::Unknown
     );
-    let verdict = handoff::verdict(SourceStep::deciding(steps), active);
+    let verdict = handoff::verdict(SourceStep::deciding(steps), active, taking_back);
     let outcome = match verdict {
         Verdict::Undecided => MigrationOutcome::Unspecified,
         Verdict::Abandoned if active => MigrationOutcome::RolledBack,
@@ -188,16 +207,21 @@ fn source_says(steps: &[SourceStep], shown: &Migration) -> QueryMigrationReply {
         phase: shown.phase,
         outcome: outcome.into(),
         committed: verdict == Verdict::Committed,
+        ready: false,
+        given_back: false,
     }
 }
 
 /// What the source reads. A destination that has dropped everything has nothing to say any more.
-fn destination_says(newest: Option<DestinationStep>, shown: &Migration) -> QueryMigrationReply {
-    let says = handoff::destination_says(newest);
+fn destination_says(steps: &[DestinationStep], shown: &Migration) -> QueryMigrationReply {
+    let says = handoff::destination_says(steps);
     let phase = match says {
         DestinationSays::Runs => Phase::Clean,
         DestinationSays::Resuming => Phase::Resume,
-        DestinationSays::Waits | DestinationSays::Gone => shown.phase().min(Phase::Commit),
+        DestinationSays::Ready
+        | DestinationSays::Waits
+        | DestinationSays::Gone
+        | DestinationSays::GivenBack => shown.phase().min(Phase::Commit),
     };
     QueryMigrationReply {
         known: says != DestinationSays::Gone,
@@ -205,6 +229,8 @@ fn destination_says(newest: Option<DestinationStep>, shown: &Migration) -> Query
         phase: phase.into(),
         outcome: shown.outcome,
         committed: says == DestinationSays::Runs,
+        ready: says == DestinationSays::Ready,
+        given_back: says == DestinationSays::GivenBack,
     }
 }
 

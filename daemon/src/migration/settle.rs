@@ -6,17 +6,20 @@ use std::time::Duration;
 use tranship_checkpoint::freeze::Freezer;
 use tranship_migrate::deadlines::{ASK_AGAIN, REPLY};
 use tranship_migrate::error::{HostError, chain};
-use tranship_migrate::handoff::{SourceEffect, SourceEvent, SourceHandoff, SourceOutcome, SourceStep};
+use tranship_migrate::handoff::{Found, SourceEffect, SourceEvent, SourceHandoff, SourceOutcome, SourceStep};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{Migration, MigrationOutcome, MigrationRole, Phase};
 
 use super::conductor::Conductor;
 use super::cpu::full_speed;
+use super::decider::Decider;
+use super::doubts::Doubt;
 use super::faults;
 use super::held::remove_staging;
 use super::journal::Journal;
 use super::log;
 use super::source_host::DUMP_DIR;
+use crate::arbiter::{Decision, Handoff, Token};
 use crate::clock::now_ms;
 use crate::containers::VolumeFate;
 
@@ -49,7 +52,8 @@ impl Settling {
         let handoff = SourceHandoff::default();
         let mut settling = Self::new(conductor, (id, container, destination), record, handoff);
         let steps = settling.steps().await?;
-        let (handoff, effects) = SourceHandoff::recover(settling.record.epoch, &steps, superseded);
+        let found = settling.found(superseded).await?;
+        let (handoff, effects) = SourceHandoff::recover(found, &steps);
         settling.handoff = handoff;
         tracing::info!(migration_id = %id, role = "source", container = settling.record.container_name, ?steps, ?effects, "taking up a migration");
         settling.carry_out_all(effects).await?;
@@ -68,7 +72,7 @@ impl Settling {
         let handoff = SourceHandoff::default();
         let mut settling = Self::new(conductor, what, record, handoff);
         let steps = settling.steps().await?;
-        settling.handoff = SourceHandoff::in_doubt(settling.record.epoch, &steps);
+        settling.handoff = SourceHandoff::in_doubt(settling.found(false).await?, &steps);
         Ok(settling)
     }
 
@@ -90,6 +94,63 @@ impl Settling {
         }
     }
 
+    async fn found(&self, superseded: bool) -> Result<Found, HostError> {
+        let rebooted = self.journal.rebooted_since("freezing").await;
+        Ok(Found {
+            epoch: self.record.epoch,
+            superseded,
+            arbiter: self.decider().await?.is_arbiter(),
+            rebooted: rebooted.map_err(|error| HostError::new("read the journal", error))?,
+        })
+    }
+
+    /// Who decides is on record from the beginning.
+    async fn decider(&self) -> Result<Decider, HostError> {
+        let steps = self.journal.steps().await;
+        let steps = steps.map_err(|error| HostError::new("read the journal", error))?;
+        let token = steps.iter().find_map(|step| step.data["token"].as_i64());
+        let shared = &self.conductor.shared;
+        shared.decider(Handoff {
+            container: self.container.clone(),
+            migration: self.id,
+            source: shared.own_name()?,
+            destination: self.destination.clone(),
+            epoch: self.record.epoch,
+            token: Token(token.unwrap_or(0)),
+        })
+    }
+
+    /// What comes of asking whoever decides.
+    async fn abandon(&self) -> Result<SourceEvent, HostError> {
+        Ok(match self.decider().await?.abandon().await {
+            Ok(committed) => SourceEvent::Decided { committed },
+            Err(error) => {
+                tracing::warn!(migration_id = %self.id, error = %chain(&error), "it is not known yet whose the container is");
+                SourceEvent::InDoubt(SourceStep::Committed)
+            }
+        })
+    }
+
+    /// Where the destination is ready and this host's tasks are gone.
+    async fn commit(&self) -> Result<SourceEvent, HostError> {
+        let decider = self.decider().await?;
+        if decider.is_arbiter() {
+            match decider.commit().await {
+                Ok(Decision::Committed) => {}
+                Ok(Decision::Abandoned) => return Ok(SourceEvent::NotRecorded(SourceStep::Committed)),
+                Err(_) => return Ok(SourceEvent::InDoubt(SourceStep::Committed)),
+            }
+        }
+        Ok(self.write(SourceStep::Committed).await)
+    }
+
+    async fn own(&self, epoch: u64) -> Result<(), HostError> {
+        let taken = self.decider().await?.take_back(epoch).await;
+        taken.map_err(|error| HostError::new("take the container back", error))?;
+        let owned = self.conductor.shared.containers.own(&self.container, epoch).await;
+        owned.map_err(|error| HostError::new("take the container back", error))
+    }
+
     /// The journal decides, not the record, which may lag.
     async fn steps(&mut self) -> Result<Vec<SourceStep>, HostError> {
         let failed = |error| HostError::new("read the journal", error);
@@ -102,15 +163,20 @@ impl Settling {
         self.handoff.outcome()
     }
 
-    /// The commit is on record, or may be: settles that, and asks the destination until it says what became of it.
+    /// The commit is on record, or may be: settles that, and asks the destination until it says what became of it, or a person
+    /// does.
     ///
     /// # Errors
     /// Something could not be undone; to be taken up again.
-    pub async fn settle(&mut self) -> Result<(), HostError> {
+    pub async fn settle(&mut self, doubt: &mut Doubt) -> Result<(), HostError> {
         while self.outcome().is_none() {
             self.tell(SourceEvent::Again).await?;
-            if self.outcome().is_none() {
-                tokio::time::sleep(ASK_AGAIN).await;
+            if self.outcome().is_some() {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+                resolution = doubt.resolved() => self.tell(SourceEvent::Resolved(resolution)).await?,
             }
         }
         Ok(())
@@ -138,10 +204,6 @@ impl Settling {
     async fn carry_out(&mut self, effect: SourceEffect) -> Result<Option<SourceEvent>, HostError> {
         Ok(match effect {
             SourceEffect::Record(step) => Some(self.write(step).await),
-            SourceEffect::Read => {
-                let committed = self.steps().await?.contains(&SourceStep::Committed);
-                Some(SourceEvent::Read { committed })
-            }
             SourceEffect::Undo { thaw } => {
                 let fail = |injected| HostError::new("undo", injected);
                 faults::at("source:settle-undo", fail, self.undo(thaw)).await?;
@@ -154,8 +216,15 @@ impl Settling {
                 let removed = faults::at("source:settle-remove-copy", fail, removing).await;
                 Some(removed.unwrap_or_else(|event| event))
             }
-            // The connection went with the role, and nobody but the role may commit.
-            SourceEffect::Send(_) | SourceEffect::Commit { .. } => None,
+            SourceEffect::Own { epoch } => {
+                let fail = |injected| HostError::new("take the container back", injected);
+                faults::at("source:settle-own", fail, self.own(epoch)).await?;
+                None
+            }
+            SourceEffect::Commit { .. } => Some(self.commit().await?),
+            SourceEffect::Abandon => Some(self.abandon().await?),
+            // The connection went with the role.
+            SourceEffect::Send(_) => None,
         })
     }
 
@@ -259,8 +328,8 @@ impl Settling {
         }
     }
 
-    /// Writes into the record how it ended.
-    pub async fn close(mut self) {
+    /// Writes into the record how it ended. Answers whether the container was taken back, of which the destination is to be told.
+    pub async fn close(mut self) -> bool {
         let steps = self.steps().await.unwrap_or_default();
         let froze = steps.contains(&SourceStep::Freezing);
         let record = &mut self.record;
@@ -278,7 +347,10 @@ impl Settling {
         } else {
             // What kept the role from knowing more says more than this.
             if record.error.is_empty() {
-                record.error = "transhipd was restarted".to_owned();
+                record.error = match steps.contains(&SourceStep::TakenBack) {
+                    true => format!("{} did not run it; it was taken back", self.destination),
+                    false => "transhipd was restarted".to_owned(),
+                };
             }
             record.source.clone()
         };
@@ -286,5 +358,6 @@ impl Settling {
         record.finished_ms = now_ms();
         tracing::info!(migration_id = %self.id, role = "source", container = record.container_name, outcome = outcome.as_str_name(), "the handoff is decided");
         self.conductor.shared.close(self.id, self.record).await;
+        steps.contains(&SourceStep::TakenBack) && !steps.contains(&SourceStep::Told)
     }
 }

@@ -22,11 +22,12 @@ use tranship_migrate::host::{
 };
 use tranship_migrate::trees::{Tree, TreeName};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
-use tranship_proto::v1::{Migration, MigrationRole, QueryMigrationRequest, Reserve, Standby, VolumeSource};
+use tranship_proto::v1::{Migration, MigrationRole, Reserve, Standby, VolumeSource};
 
 use super::awake::Awake;
 use super::conductor::Shared;
 use super::cpu::{CpuShare, full_speed};
+use super::decider::Decider;
 use super::held::{ARRIVALS, NEIGHBOURS, make_private, make_staging, remove_staging, stages};
 use super::journal::Journal;
 use super::log;
@@ -35,6 +36,7 @@ use super::mode::NO_VIEW;
 use super::plan::{copied_bytes_per_s, fixed_cost};
 use super::rounds;
 use super::usage::tree_bytes;
+use crate::arbiter::{Decision, Handoff, Token};
 use crate::containers::{Anatomy, VolumeFate};
 use crate::network::{self, Attachment, NetworkRequest};
 use crate::registry::ContainerRecord;
@@ -66,6 +68,7 @@ pub struct LocalSource {
     /// Pre-dumps so far.
     pre_dumps: AtomicU32,
     journal: Journal,
+    decider: Decider,
     freezer: Freezer,
     attachment: OnceCell<Attachment>,
     /// From the moment when its memory is followed.
@@ -85,7 +88,16 @@ impl LocalSource {
         anatomy: Anatomy,
         destination: Name,
         memory_mode: MemoryMode,
+        token: Token,
     ) -> Result<Self, HostError> {
+        let decider = shared.decider(Handoff {
+            container: anatomy.record.id.clone(),
+            migration,
+            source: shared.own_name()?,
+            destination: destination.clone(),
+            epoch: anatomy.record.epoch + 1,
+            token,
+        })?;
         let freezer = Freezer::of_cgroup(&anatomy.paths.cgroup)
             .map_err(|error| HostError::new("find the container's cgroup", error))?;
         let journal = Journal::new(shared.registry().clone(), migration, MigrationRole::Source);
@@ -99,6 +111,7 @@ impl LocalSource {
             live: AtomicBool::new(false),
             pre_dumps: AtomicU32::new(0),
             journal,
+            decider,
             freezer,
             attachment,
             cpu,
@@ -211,26 +224,53 @@ impl SourceHost for LocalSource {
             options: None,
             page_streams: 0,
             pre_dumps: false,
+            owner_token: self.decider.token(),
         })
     }
 
     async fn record(&self, step: SourceStep) -> Result<(), HostError> {
-        let data =
-            serde_json::json!({ "container": self.anatomy.record.id, "destination": self.destination });
+        let data = serde_json::json!({
+            "container": self.anatomy.record.id,
+            "destination": self.destination,
+            "token": self.decider.token(),
+        });
         let written = self.journal.append(step, self.next_epoch(), data).await;
         written.map_err(|error| HostError::new("write the journal", error))
     }
 
-    async fn commit(&self, digest: [u8; 32]) -> Result<(), CommitError> {
-        let data = serde_json::json!({
-            "container": self.anatomy.record.id,
-            "destination": self.destination,
-            "digest": blake3::Hash::from(digest).to_hex().as_str(),
-        });
-        self.journal
-            .append(SourceStep::Committed, self.next_epoch(), data)
-            .await
-            .map_err(|error| CommitError::Unknown(HostError::new("write the commit record", error)))
+    async fn commit(&self, _digest: [u8; 32]) -> Result<(), CommitError> {
+        let unknown =
+            |error: AnyError| CommitError::Unknown(HostError::new("write the commit record", error));
+        let decided = self.decider.commit().await;
+        if decided.map_err(|error| unknown(error.into()))? == Decision::Abandoned {
+            let why = "it was decided that the container stays";
+            return Err(CommitError::NotRecorded(HostError::new(
+                "write the commit record",
+                why,
+            )));
+        }
+        if self.decider.is_arbiter() {
+            // A destination that asks is answered from this host's own journal.
+            let mirrored = self.record(SourceStep::Committed).await;
+            mirrored.map_err(CommitError::Unknown)?;
+        }
+        Ok(())
+    }
+
+    fn has_arbiter(&self) -> bool {
+        self.decider.is_arbiter()
+    }
+
+    async fn abandon(&self) -> Result<bool, HostError> {
+        let decided = self.decider.abandon().await;
+        decided.map_err(|error| HostError::new("have it decided that the container stays", error))
+    }
+
+    async fn own(&self, epoch: u64) -> Result<(), HostError> {
+        let taken = self.decider.take_back(epoch).await;
+        taken.map_err(|error| HostError::new("take the container back", error))?;
+        let owned = self.shared.containers.own(&self.anatomy.record.id, epoch).await;
+        owned.map_err(|error| HostError::new("take the container back", error))
     }
 
     async fn memory_mode(&self) -> MemoryMode {
@@ -517,30 +557,6 @@ impl Shared {
             .find(&record.id, &request.map_err(failed)?, &netns)
             .await
             .map_err(failed)
-    }
-
-    /// What the destination's journal says of a migration that began here.
-    ///
-    /// # Errors
-    /// It does not answer in time, or with something that means nothing.
-    pub async fn ask_destination(&self, id: MigrationId, host: &Name) -> Result<DestinationSays, HostError> {
-        let ask =
-            |error: Box<dyn std::error::Error + Send + Sync>| HostError::new("ask the destination", error);
-        let mut client = self.peers().control(host).map_err(|error| ask(error.into()))?;
-        let request = QueryMigrationRequest {
-            migration_id: id.to_string(),
-        };
-        let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
-        let reply = asked
-            .map_err(|error| ask(error.into()))?
-            .map_err(|error| ask(error.into()))?
-            .into_inner();
-        Ok(match (reply.known, reply.committed) {
-            (_, true) => DestinationSays::Runs,
-            (false, _) => DestinationSays::Gone,
-            (true, _) if reply.phase() >= tranship_proto::v1::Phase::Resume => DestinationSays::Resuming,
-            (true, _) => DestinationSays::Waits,
-        })
     }
 
     /// Thaws a container after CRIU was at it, once nothing of CRIU is left in its tasks. `work_dir` is the dump's.

@@ -7,6 +7,7 @@ use futures_util::Stream;
 use tonic::{Status, Streaming};
 use tranship_proto::v1::{
     MigrateMessage, PreflightReply, PreflightRequest, QueryMigrationReply, QueryMigrationRequest,
+    ResolvedMigrationReply, ResolvedMigrationRequest,
 };
 
 use super::identity::PeerIdentity;
@@ -37,4 +38,11 @@ pub trait PeerMigrations: Send + Sync + 'static {
         peer: PeerIdentity,
         request: QueryMigrationRequest,
     ) -> Result<QueryMigrationReply, Status>;
+
+    /// A person has decided at the other host of a migration that the container is that host's. Obeyed before this answers.
+    async fn resolved(
+        &self,
+        peer: PeerIdentity,
+        request: ResolvedMigrationRequest,
+    ) -> Result<ResolvedMigrationReply, Status>;
 }

@@ -7,7 +7,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tranship_proto::v1::peer_server::Peer;
 use tranship_proto::v1::{
     JoinReply, JoinRequest, MigrateMessage, PreflightReply, PreflightRequest, QueryMigrationReply,
-    QueryMigrationRequest, SyncHostsReply, SyncHostsRequest,
+    QueryMigrationRequest, ResolvedMigrationReply, ResolvedMigrationRequest, SyncHostsReply,
+    SyncHostsRequest,
 };
 
 use super::cluster::Inner;
@@ -121,6 +122,17 @@ impl Peer for PeerService {
         let peer = self.host(&request)?;
         self.migrations
             .query(peer, request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn resolved_migration(
+        &self,
+        request: Request<ResolvedMigrationRequest>,
+    ) -> Result<Response<ResolvedMigrationReply>, Status> {
+        let peer = self.host(&request)?;
+        self.migrations
+            .resolved(peer, request.into_inner())
             .await
             .map(Response::new)
     }

@@ -175,6 +175,22 @@ impl Migrations<'_> {
         self.0.transaction(JOURNAL, "read the steps", work).await
     }
 
+    /// The migrations that a person has decided at this host, and whose other host has not obeyed yet.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn untold(&self) -> Result<Vec<(MigrationId, MigrationRole)>, RegistryError> {
+        let work = |db: &Transaction<'_>| {
+            let sql = "SELECT DISTINCT migration_id, role FROM handoff_journal AS decided
+                       WHERE step IN ('taken_back', 'taken_over') AND NOT EXISTS (
+                           SELECT 1 FROM handoff_journal WHERE migration_id = decided.migration_id
+                           AND role = decided.role AND step = 'told')";
+            let read = |row: &Row<'_>| Ok((row.get::<_, Text<_>>(0)?.0, row.get::<_, Word<_>>(1)?.0));
+            db.prepare(sql)?.query_map([], read)?.collect()
+        };
+        self.0.transaction(JOURNAL, "find what is to be told", work).await
+    }
+
     async fn select(
         &self,
         operation: &'static str,

@@ -19,6 +19,7 @@ use tranship_daemon::peers::{
 use tranship_proto::ids::Name;
 use tranship_proto::v1::{
     HostRecord, MigrateMessage, PreflightReply, PreflightRequest, QueryMigrationReply, QueryMigrationRequest,
+    ResolvedMigrationReply, ResolvedMigrationRequest,
 };
 
 /// One host. Its listener ends with it.
@@ -183,6 +184,14 @@ impl PeerMigrations for Answers {
 
     async fn query(&self, _: PeerIdentity, _: QueryMigrationRequest) -> Result<QueryMigrationReply, Status> {
         Ok(QueryMigrationReply::default())
+    }
+
+    async fn resolved(
+        &self,
+        _: PeerIdentity,
+        _: ResolvedMigrationRequest,
+    ) -> Result<ResolvedMigrationReply, Status> {
+        Ok(ResolvedMigrationReply::default())
     }
 }
 

@@ -75,6 +75,7 @@ impl Destination {
             }
             DestinationEffect::DropAll => Some(self.drop_all().await),
             DestinationEffect::Ask => Some(self.ask().await),
+            DestinationEffect::Claim => Some(self.claim().await),
             DestinationEffect::Inspect => Some(self.inspect().await?),
         })
     }
@@ -113,8 +114,11 @@ impl Destination {
         };
         let event = DestinationEvent::NotRecorded(step);
         match step {
-            DestinationStep::Resuming | DestinationStep::Running => self.not_yet(&error),
-            DestinationStep::Dropped => self.undo.push(error),
+            DestinationStep::Resuming
+            | DestinationStep::Running
+            | DestinationStep::TakenOver
+            | DestinationStep::GivenBack => self.not_yet(&error),
+            DestinationStep::Dropped | DestinationStep::Told => self.undo.push(error),
             DestinationStep::Reserved | DestinationStep::Prepared | DestinationStep::Ready => {
                 let cause = error.into();
                 return Err(Setback { event, cause });
@@ -139,8 +143,8 @@ impl Destination {
                 self.tell_running().await;
                 return Ok(());
             }
-            Message::Failed => {
-                self.tell_failed().await;
+            Message::Failed | Message::GivenBack => {
+                self.tell_failed(message == Message::GivenBack).await;
                 return Ok(());
             }
             // The source's words.
@@ -163,11 +167,12 @@ impl Destination {
         }
     }
 
-    async fn tell_failed(&mut self) {
+    async fn tell_failed(&mut self, given_back: bool) {
         let failure = self.last_failure();
         let failed = Failed {
             phase: failure.phase.into(),
             error: chain(&failure.cause),
+            given_back,
         };
         self.failure = Some(failure);
         if let Err(error) = self.conversation.say(Body::Failed(failed)).await {
@@ -228,6 +233,24 @@ impl Destination {
         }
     }
 
+    /// The source stays silent.
+    async fn claim(&mut self) -> DestinationEvent {
+        match self.host.claim().await {
+            Ok(verdict) => {
+                tracing::warn!(migration_id = %self.migration, ?verdict, "the source does not answer; the arbiter has decided");
+                if verdict == Verdict::Abandoned {
+                    let words = "the arbiter says that it did not commit".to_owned();
+                    self.failure = Some(self.failure(StepError::Source(words)));
+                }
+                DestinationEvent::Says(verdict)
+            }
+            Err(error) => {
+                tracing::debug!(migration_id = %self.migration, error = %chain(&error), "the arbiter does not answer");
+                DestinationEvent::Silent
+            }
+        }
+    }
+
     async fn inspect(&mut self) -> Result<DestinationEvent, Setback> {
         let inspection = self.host.inspect().await?;
         if inspection == Inspection::Runs {
@@ -277,10 +300,17 @@ impl Destination {
     async fn go_on(&mut self) -> Result<(), Setback> {
         let before = self.handoff;
         let told = self.tell(DestinationEvent::Again).await;
-        if self.handoff == before {
-            tokio::time::sleep(ASK_AGAIN).await;
+        if !self.handoff.waits_like(&before) || told.is_err() {
+            return told;
         }
-        told
+        let host = Arc::clone(&self.host);
+        tokio::select! {
+            () = tokio::time::sleep(ASK_AGAIN) => Ok(()),
+            resolution = host.resolved() => {
+                tracing::warn!(migration_id = %self.migration, ?resolution, "a person has decided whose the container is");
+                self.tell(DestinationEvent::Resolved(resolution)).await
+            }
+        }
     }
 
     fn end(&mut self, outcome: DestinationOutcome) -> DestinationEnd {

@@ -12,13 +12,16 @@
 //!                                                       Ended: it runs here <- Closing <- Adopting <--------+
 //! ```
 //!
+//! A destination that has an arbiter to ask, and a source that stays silent, asks it (`Claiming`). Where both hosts cannot agree a person
+//! may say whose it is: `TakingOver`, `GivingBack`.
+//!
 //! Up to `Ready` has been said the source cannot have committed. From `Resuming` on nothing is given up: what fails is tried
 //! again: a restore or a release that fails is looked into, as after the death of a daemon (`Inspecting`), and where no task was let
-//! go it is restored again, some times. Once the tasks were released they are never restored again: that they cannot be seen to
+//! go it is restored again, some times, and then given back. Once the tasks were released they are never restored again: that they cannot be seen to
 //! run does not mean that they never did.
 
 use super::journal::DestinationStep;
-use super::rules::Verdict;
+use super::rules::{Resolution, Verdict};
 use super::{Digest, Message};
 
 /// What has happened.
@@ -57,8 +60,10 @@ pub enum DestinationEvent {
     Overdue,
     /// The source was asked, and this is its answer.
     Says(Verdict),
-    /// The source was asked, and did not answer.
+    /// The source was asked, or the arbiter, and did not answer.
     Silent,
+    /// A person has decided whose the container is.
+    Resolved(Resolution),
     /// Some time has passed.
     Again,
 }
@@ -98,6 +103,8 @@ pub enum DestinationEffect {
     DropAll,
     /// Ask the source's journal; comes back as `Says` or `Silent`.
     Ask,
+    /// Have the arbiter decide for this host, if nothing is decided yet; comes back as `Says` or `Silent`.
+    Claim,
     /// See what is left of tasks that were about to be released, and end whoever could still release them; comes back as
     /// `Inspected`.
     Inspect,
@@ -138,7 +145,21 @@ enum Stage {
     Asking {
         /// The tasks are restored and held here.
         held: bool,
+        /// So many times in a row it has not answered.
+        silent: u8,
     },
+    /// It is silent: the arbiter is asked to decide for this host.
+    Claiming {
+        /// The tasks are restored and held here.
+        held: bool,
+    },
+    /// A person says that it is this host's: `taken_over` is being written.
+    TakingOver {
+        /// The tasks are restored and held here.
+        held: bool,
+    },
+    /// It has not run here and never will: `given_back` is being written.
+    GivingBack,
     /// It has, and the images are being restored again.
     Bringing,
     /// It has; `resuming` is being written. The tasks are held.
@@ -166,7 +187,20 @@ pub struct DestinationHandoff {
     stage: Stage,
     /// Restores and releases that failed behind the commit.
     setbacks: u8,
+    /// Somebody besides the source knows what is decided.
+    arbiter: bool,
+    /// A person has decided that it is this host's.
+    taken_over: bool,
 }
+
+/// A source that does not answer so often in a row has had the time to take the container back.
+const PATIENCE: u8 = 3;
+
+/// A daemon that starts holds nothing.
+const ASKING: Stage = Stage::Asking {
+    held: false,
+    silent: 0,
+};
 
 /// So many may fail: what fails as often will not succeed before a person has looked at it.
 const MOST_SETBACKS: u8 = 3;
@@ -175,38 +209,47 @@ type Effects = Vec<DestinationEffect>;
 
 impl Default for DestinationHandoff {
     fn default() -> Self {
-        Self {
-            epoch: 0,
-            stage: Stage::New,
-            setbacks: 0,
-        }
+        Self::under(false)
     }
 }
 
 impl DestinationHandoff {
-    /// A handoff that somebody before has taken part in, of whom nothing is left but the journal, whose newest step is
-    /// `newest`, and what to do first.
+    /// A handoff that has not begun. `arbiter` says that an arbiter decides it.
+    #[must_use]
+    pub fn under(arbiter: bool) -> Self {
+        Self {
+            epoch: 0,
+            stage: Stage::New,
+            setbacks: 0,
+            arbiter,
+            taken_over: false,
+        }
+    }
+
+    /// A handoff that somebody before has taken part in, of whom nothing is left but the journal, and what to do first.
     ///
     /// `taken` says that another migration of the same container was let in here and is not at its end. This one was not, then,
     /// and what is here is not its own.
     #[must_use]
-    pub fn recover(epoch: u64, newest: Option<DestinationStep>, taken: bool) -> (Self, Effects) {
+    pub fn recover(epoch: u64, steps: &[DestinationStep], taken: bool, arbiter: bool) -> (Self, Effects) {
+        use DestinationStep as S;
         let machine = |stage| Self {
             epoch,
             stage,
             setbacks: 0,
+            arbiter,
+            taken_over: steps.contains(&S::TakenOver),
         };
         let ended = |outcome| machine(Stage::Ended(outcome)).then(DestinationEffect::DropStaging);
-        match newest {
-            None if taken => machine(Stage::New).forget(),
-            // The source has not heard `ready`.
-            None | Some(DestinationStep::Reserved | DestinationStep::Prepared) => {
-                machine(Stage::New).drop_all()
-            }
-            Some(DestinationStep::Ready) => machine(Stage::Asking { held: false }).none(),
-            Some(DestinationStep::Resuming) => machine(Stage::Inspecting).then(DestinationEffect::Inspect),
-            Some(DestinationStep::Running) => ended(DestinationOutcome::Runs),
-            Some(DestinationStep::Dropped) => ended(DestinationOutcome::Dropped),
+        match S::deciding(steps) {
+            None | Some(S::Told) if taken => machine(Stage::New).forget(),
+            // The source has not heard `ready`; or what was handed over is its own again.
+            None | Some(S::Told | S::Reserved | S::Prepared | S::GivenBack) => machine(Stage::New).drop_all(),
+            Some(S::Ready) => machine(ASKING).none(),
+            Some(S::TakenOver) => machine(Stage::New).bring(),
+            Some(S::Resuming) => machine(Stage::Inspecting).then(DestinationEffect::Inspect),
+            Some(S::Running) => ended(DestinationOutcome::Runs),
+            Some(S::Dropped) => ended(DestinationOutcome::Dropped),
         }
     }
 
@@ -230,8 +273,20 @@ impl DestinationHandoff {
     pub fn is_handed_over(&self) -> bool {
         matches!(
             self.stage,
-            Stage::Bringing | Stage::Resuming | Stage::Releasing | Stage::Adopting | Stage::Closing
+            Stage::TakingOver { .. }
+                | Stage::Bringing
+                | Stage::Resuming
+                | Stage::Releasing
+                | Stage::Adopting
+                | Stage::Closing
         )
+    }
+
+    /// Whether nothing has come of what was tried again since `before`, but perhaps that it was tried.
+    #[must_use]
+    pub fn waits_like(&self, before: &Self) -> bool {
+        let asks = |one: &Self| matches!(one.stage, Stage::Asking { .. });
+        self == before || (asks(self) && asks(before))
     }
 
     /// What comes of an event.
@@ -244,7 +299,8 @@ impl DestinationHandoff {
             E::Recorded(step) => self.recorded(step),
             E::NotRecorded(_) if self.can_give_up() => self.drop_all(),
             E::NotRecorded(_) if self.stage == Stage::Forgetting => self.forgotten(),
-            E::Says(_) | E::Silent | E::Again | E::Inspected(_) => self.later(event),
+            E::Says(_) | E::Silent | E::Resolved(_) => self.told(event),
+            E::Again | E::Inspected(_) => self.later(event),
             _ => self.done(event),
         }
     }
@@ -261,7 +317,7 @@ impl DestinationHandoff {
             }
             // It says so only when it can never commit any more.
             (Stage::Ready(_), Message::Abort) => self.drop_all(),
-            (Stage::Ready(_), _) => self.at(Stage::Asking { held: true }).none(),
+            (Stage::Ready(_), _) => self.ask_from_now_on(),
             _ if self.can_give_up() => self.drop_all(),
             _ => self.none(),
         }
@@ -270,7 +326,7 @@ impl DestinationHandoff {
     fn failed(self, event: DestinationEvent) -> (Self, Effects) {
         match self.stage {
             _ if self.can_give_up() => self.drop_all(),
-            Stage::Ready(_) => self.at(Stage::Asking { held: true }).none(),
+            Stage::Ready(_) => self.ask_from_now_on(),
             Stage::Bringing | Stage::Releasing if event == DestinationEvent::Failed => self.set_back(),
             _ => self.none(),
         }
@@ -323,19 +379,55 @@ impl DestinationHandoff {
                 let machine = self.at(Stage::Ended(DestinationOutcome::Runs));
                 (machine, vec![said, DestinationEffect::DropStaging])
             }
+            (Stage::TakingOver { held: true }, DestinationStep::TakenOver) => self.resume(),
+            (Stage::TakingOver { held: false }, DestinationStep::TakenOver) => self.bring(),
+            (Stage::GivingBack, DestinationStep::GivenBack) => {
+                let (machine, mut effects) = self.drop_all();
+                effects.insert(0, DestinationEffect::Send(Message::GivenBack));
+                (machine, effects)
+            }
             (Stage::Forgetting, DestinationStep::Dropped) => self.forgotten(),
+            _ => self.none(),
+        }
+    }
+
+    /// What somebody else says of it.
+    fn told(self, event: DestinationEvent) -> (Self, Effects) {
+        use DestinationEvent::{Resolved, Says, Silent};
+        let (held, before) = match self.stage {
+            Stage::Asking { held, silent } => (held, silent),
+            Stage::Claiming { held } => (held, PATIENCE),
+            _ => return self.none(),
+        };
+        let asking = |silent| self.at(Stage::Asking { held, silent });
+        match event {
+            Says(Verdict::Committed) if held => self.resume(),
+            Says(Verdict::Committed) => self.bring(),
+            Says(Verdict::Abandoned) => self.drop_all(),
+            Says(Verdict::Undecided) => asking(0).none(),
+            Silent if before == PATIENCE => asking(PATIENCE - 1).none(),
+            Silent if self.arbiter && before + 1 == PATIENCE => {
+                self.at(Stage::Claiming { held }).then(DestinationEffect::Claim)
+            }
+            Silent if self.arbiter => asking(before + 1).none(),
+            Resolved(Resolution::Here) => self
+                .at(Stage::TakingOver { held })
+                .then(DestinationEffect::Record(DestinationStep::TakenOver)),
+            Resolved(Resolution::There) => self.give_back(),
             _ => self.none(),
         }
     }
 
     /// What is asked, looked for or tried again.
     fn later(self, event: DestinationEvent) -> (Self, Effects) {
-        use DestinationEvent::{Again, Inspected, Says};
+        use DestinationEvent::{Again, Inspected};
         match (self.stage, event) {
             (Stage::Asking { .. }, Again) => self.then(DestinationEffect::Ask),
-            (Stage::Asking { held: true }, Says(Verdict::Committed)) => self.resume(),
-            (Stage::Asking { held: false }, Says(Verdict::Committed)) => self.bring(),
-            (Stage::Asking { .. }, Says(Verdict::Abandoned)) => self.drop_all(),
+            // Whether it is on record is not known, so it must be.
+            (Stage::TakingOver { .. }, Again) => {
+                self.then(DestinationEffect::Record(DestinationStep::TakenOver))
+            }
+            (Stage::GivingBack, Again) => self.give_back(),
             (Stage::Dropping, Again) => self.then(DestinationEffect::DropAll),
             (Stage::Resuming, Again) => self.resume(),
             (Stage::Adopting, Again) => self.then(DestinationEffect::Adopt),
@@ -347,6 +439,15 @@ impl DestinationHandoff {
             (Stage::Inspecting, Inspected(Inspection::WasAdopted)) => self
                 .at(Stage::Closing)
                 .then(DestinationEffect::Record(DestinationStep::Running)),
+            (Stage::Inspecting, Inspected(Inspection::NeverReleased)) if self.setbacks > MOST_SETBACKS => {
+                self.give_back()
+            }
+            // While this host was away a person may have given the container back to the source.
+            (Stage::Inspecting, Inspected(Inspection::NeverReleased))
+                if self.setbacks == 0 && !self.taken_over =>
+            {
+                self.at(ASKING).none()
+            }
             (Stage::Inspecting, Inspected(Inspection::NeverReleased)) => self.bring(),
             (Stage::Inspecting, Inspected(Inspection::MayHaveRun)) => self.lost(),
             _ => self.none(),
@@ -380,11 +481,18 @@ impl DestinationHandoff {
 
     /// Whether a task has run is to be seen.
     fn set_back(mut self) -> (Self, Effects) {
-        if self.setbacks == MOST_SETBACKS {
-            return self.lost();
-        }
         self.setbacks += 1;
         self.at(Stage::Inspecting).then(DestinationEffect::Inspect)
+    }
+
+    fn give_back(self) -> (Self, Effects) {
+        self.at(Stage::GivingBack)
+            .then(DestinationEffect::Record(DestinationStep::GivenBack))
+    }
+
+    fn ask_from_now_on(self) -> (Self, Effects) {
+        let (held, silent) = (true, 0);
+        self.at(Stage::Asking { held, silent }).none()
     }
 
     fn lost(self) -> (Self, Effects) {
@@ -420,151 +528,4 @@ impl DestinationHandoff {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DIGEST: Digest = [7; 32];
-
-    const TO_READY: [DestinationEvent; 8] = [
-        DestinationEvent::Heard(Message::Reserve { epoch: 4 }),
-        DestinationEvent::Reserved,
-        DestinationEvent::Recorded(DestinationStep::Reserved),
-        DestinationEvent::Heard(Message::Drained { digest: DIGEST }),
-        DestinationEvent::AllArrived { digest: DIGEST },
-        DestinationEvent::Recorded(DestinationStep::Prepared),
-        DestinationEvent::Held,
-        DestinationEvent::Recorded(DestinationStep::Ready),
-    ];
-    const GIVEN_UP: [DestinationEffect; 1] = [DestinationEffect::Send(Message::Failed)];
-    const GO: DestinationEvent = DestinationEvent::Heard(Message::Go {
-        epoch: 4,
-        digest: DIGEST,
-    });
-
-    fn after(events: &[DestinationEvent]) -> (DestinationHandoff, Effects) {
-        let begin = (DestinationHandoff::default(), Vec::new());
-        events
-            .iter()
-            .fold(begin, |(machine, _), event| machine.on(*event))
-    }
-
-    #[test]
-    fn the_way_without_failures_runs_the_container_behind_its_record() {
-        let mut events = TO_READY.to_vec();
-        assert_eq!(after(&events).1, [DestinationEffect::Send(Message::Ready)]);
-        events.push(GO);
-        let resuming = DestinationEffect::Record(DestinationStep::Resuming);
-        assert_eq!(after(&events).1, [resuming]);
-        events.push(DestinationEvent::Recorded(DestinationStep::Resuming));
-        assert_eq!(after(&events).1, [DestinationEffect::Release]);
-        events.extend([DestinationEvent::Released, DestinationEvent::Adopted]);
-        events.push(DestinationEvent::Recorded(DestinationStep::Running));
-        assert_eq!(after(&events).0.outcome(), Some(DestinationOutcome::Runs));
-    }
-
-    #[test]
-    fn whatever_fails_before_ready_drops_everything_and_after_it_asks() {
-        let endings = [
-            DestinationEvent::Failed,
-            DestinationEvent::Lost,
-            DestinationEvent::Overdue,
-        ];
-        for told in 0..TO_READY.len() {
-            for ending in endings {
-                let (_, effects) = after(&TO_READY[..told]).0.on(ending);
-                assert_eq!(
-                    effects,
-                    [DestinationEffect::DropAll],
-                    "{told} events, then {ending:?}"
-                );
-            }
-        }
-        let other = Message::Go {
-            epoch: 5,
-            digest: DIGEST,
-        };
-        for doubt in endings.into_iter().chain([DestinationEvent::Heard(other)]) {
-            let (asking, effects) = after(&TO_READY).0.on(doubt);
-            assert_eq!((asking.stage, effects), (Stage::Asking { held: true }, vec![]));
-            let (same, effects) = asking.on(DestinationEvent::Says(Verdict::Undecided));
-            assert!(same == asking && effects.is_empty());
-            let (_, effects) = asking.on(DestinationEvent::Says(Verdict::Abandoned));
-            assert_eq!(effects, [DestinationEffect::DropAll]);
-        }
-    }
-
-    #[test]
-    fn another_checkpoint_than_the_one_that_was_sent_is_dropped() {
-        let mut events = TO_READY[..4].to_vec();
-        events.push(DestinationEvent::AllArrived { digest: [8; 32] });
-        assert_eq!(after(&events).1, [DestinationEffect::DropAll]);
-    }
-
-    #[test]
-    fn after_the_commit_nothing_is_given_up() {
-        let mut events = TO_READY.to_vec();
-        events.push(GO);
-        let (resuming, _) = after(&events);
-        let unwritten = DestinationEvent::NotRecorded(DestinationStep::Resuming);
-        for event in [DestinationEvent::Lost, DestinationEvent::Failed, unwritten] {
-            let (same, effects) = resuming.on(event);
-            assert!(same == resuming && effects.is_empty(), "{event:?}");
-        }
-        let again = resuming.on(DestinationEvent::Again).1;
-        assert_eq!(again, [DestinationEffect::Record(DestinationStep::Resuming)]);
-    }
-
-    #[test]
-    fn what_was_released_is_never_restored_again() {
-        use DestinationStep::{Prepared, Ready, Reserved, Resuming};
-        let found = |newest| DestinationHandoff::recover(4, newest, false);
-        for newest in [None, Some(Reserved), Some(Prepared)] {
-            assert_eq!(found(newest).1, [DestinationEffect::DropAll]);
-        }
-        let (asking, _) = found(Some(Ready));
-        let (_, effects) = asking.on(DestinationEvent::Says(Verdict::Committed));
-        assert_eq!(effects, [DestinationEffect::Restore]);
-        let (inspecting, effects) = found(Some(Resuming));
-        assert_eq!(effects, [DestinationEffect::Inspect]);
-        let inspected = |what| inspecting.on(DestinationEvent::Inspected(what));
-        assert_eq!(
-            inspected(Inspection::NeverReleased).1,
-            [DestinationEffect::Restore]
-        );
-        assert_eq!(inspected(Inspection::Runs).1, [DestinationEffect::Adopt]);
-        let (lost, effects) = inspected(Inspection::MayHaveRun);
-        assert_eq!(
-            (lost.outcome(), effects),
-            (Some(DestinationOutcome::Lost), GIVEN_UP.to_vec())
-        );
-    }
-
-    #[test]
-    fn what_could_not_be_dropped_is_dropped_again() {
-        let (dropping, _) = DestinationHandoff::recover(4, Some(DestinationStep::Prepared), false);
-        let (same, effects) = dropping.on(DestinationEvent::Failed);
-        assert!(same == dropping && effects.is_empty());
-        let (_, effects) = dropping.on(DestinationEvent::Again);
-        assert_eq!(effects, [DestinationEffect::DropAll]);
-    }
-
-    #[test]
-    fn what_was_not_released_is_restored_again_some_times() {
-        let mut events = TO_READY.to_vec();
-        events.extend([GO, DestinationEvent::Recorded(DestinationStep::Resuming)]);
-        let (mut machine, effects) = after(&events);
-        assert_eq!(effects, [DestinationEffect::Release]);
-        for _ in 0..MOST_SETBACKS {
-            let (inspecting, effects) = machine.on(DestinationEvent::Failed);
-            assert_eq!(effects, [DestinationEffect::Inspect]);
-            let (bringing, effects) = inspecting.on(DestinationEvent::Inspected(Inspection::NeverReleased));
-            assert_eq!(effects, [DestinationEffect::Restore]);
-            machine = bringing;
-        }
-        let (lost, effects) = machine.on(DestinationEvent::Failed);
-        assert_eq!(
-            (lost.outcome(), effects),
-            (Some(DestinationOutcome::Lost), GIVEN_UP.to_vec())
-        );
-    }
-}
+mod tests;

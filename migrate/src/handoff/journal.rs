@@ -16,19 +16,31 @@ pub enum SourceStep {
     Done,
     /// Given up before anything was frozen.
     Aborted,
+    /// About to be let run again: this host will not commit any more, and what the destination holds is not the newest state.
+    GivingUp,
     /// Given up after the freeze; the container runs here again.
     RolledBack,
+    /// What was handed over is this host's again, under an epoch of its own: the destination has given it back without having
+    /// run it, or a person has decided so.
+    TakenBack,
+    /// The destination has been told that this host has taken the container back, and obeys.
+    Told,
 }
 
 impl SourceStep {
-    /// The step that counts of all that are on record. A `committed` is never outweighed by what was written after
-    /// it: that may have been written by somebody who did not know whether it was there.
+    /// The step that counts of all that are on record. A `committed` is only outweighed by what was written by somebody who
+    /// knew of it: anything else behind it may come from somebody who did not know whether it was there.
     #[must_use]
     pub fn deciding(steps: &[Self]) -> Option<Self> {
-        [Self::Done, Self::Committed]
+        let ended = steps.contains(&Self::TakenBack) && steps.contains(&Self::RolledBack);
+        [Self::Done, Self::TakenBack, Self::Committed]
             .into_iter()
             .find(|step| steps.contains(step))
-            .or_else(|| steps.last().copied())
+            .map(|step| match step {
+                Self::TakenBack if ended => Self::RolledBack,
+                step => step,
+            })
+            .or_else(|| steps.iter().rfind(|step| **step != Self::Told).copied())
     }
 
     /// Whether the destination owns the container.
@@ -55,9 +67,21 @@ pub enum DestinationStep {
     Running,
     /// Forgotten; nothing of it is left here.
     Dropped,
+    /// A person has decided that the container is this host's, whatever the source's journal says.
+    TakenOver,
+    /// What was handed over is the source's again: it has not run here, and never will.
+    GivenBack,
+    /// The source has been told that this host has taken the container over, and obeys.
+    Told,
 }
 
 impl DestinationStep {
+    /// The step that counts of all that are on record: the newest of those that say where the container is.
+    #[must_use]
+    pub fn deciding(steps: &[Self]) -> Option<Self> {
+        steps.iter().rfind(|step| **step != Self::Told).copied()
+    }
+
     /// Whether nothing more will be done about the migration.
     #[must_use]
     pub fn is_last(self) -> bool {
@@ -71,13 +95,23 @@ mod tests {
 
     #[test]
     fn a_commit_is_not_outweighed_by_what_comes_after_it() {
-        use SourceStep::{Committed, Done, Freezing, Intent, RolledBack};
+        use SourceStep::{Committed, Done, Freezing, Intent, RolledBack, TakenBack, Told};
         for (steps, deciding) in [
             (&[][..], None),
             (&[Intent, Freezing], Some(Freezing)),
             (&[Intent, Freezing, Committed, Freezing], Some(Committed)),
             (&[Intent, Freezing, Committed, Done, Done], Some(Done)),
             (&[Intent, Freezing, Freezing, RolledBack], Some(RolledBack)),
+            (
+                &[Intent, Freezing, Committed, TakenBack, Freezing],
+                Some(TakenBack),
+            ),
+            (
+                &[Intent, Committed, TakenBack, RolledBack, Told],
+                Some(RolledBack),
+            ),
+            (&[Intent, Committed, TakenBack, Done], Some(Done)),
+            (&[Freezing, TakenBack, Told], Some(TakenBack)),
         ] {
             assert_eq!(SourceStep::deciding(steps), deciding, "{steps:?}");
         }
@@ -91,7 +125,10 @@ mod tests {
             SourceStep::Committed,
             SourceStep::Done,
             SourceStep::Aborted,
+            SourceStep::GivingUp,
             SourceStep::RolledBack,
+            SourceStep::TakenBack,
+            SourceStep::Told,
         ];
         let destination = [
             DestinationStep::Reserved,
@@ -100,6 +137,9 @@ mod tests {
             DestinationStep::Resuming,
             DestinationStep::Running,
             DestinationStep::Dropped,
+            DestinationStep::TakenOver,
+            DestinationStep::GivenBack,
+            DestinationStep::Told,
         ];
         assert_eq!(
             serde_json::json!(source),
@@ -109,12 +149,25 @@ mod tests {
                 "committed",
                 "done",
                 "aborted",
-                "rolled_back"
+                "giving_up",
+                "rolled_back",
+                "taken_back",
+                "told"
             ])
         );
         assert_eq!(
             serde_json::json!(destination),
-            serde_json::json!(["reserved", "prepared", "ready", "resuming", "running", "dropped"])
+            serde_json::json!([
+                "reserved",
+                "prepared",
+                "ready",
+                "resuming",
+                "running",
+                "dropped",
+                "taken_over",
+                "given_back",
+                "told"
+            ])
         );
     }
 }

@@ -11,6 +11,15 @@
 //! container; after it only the destination may. A destination that is ready and has not heard does not know which,
 //! and must not guess: it asks.
 //!
+//! Where a cluster has an arbiter, the record is there, and either side may ask for it to be made, the source for both answers:
+//! whoever is first has decided. A source that may have been handed to a destination that is ready does not let the
+//! container run before the arbiter has said that it is the source's; a destination whose source is silent asks for it.
+//!
+//! Behind the commit there are two ways back, each with a record of its own. A destination that cannot bring the container to run, and
+//! has certainly not run it, gives it back (`given_back`, then `taken_back` at the source, under a further epoch). And
+//! where a host is gone for ever a person decides ([`Resolution`]): `taken_back` at the source, `taken_over` or `given_back` at the
+//! destination. The other host is told when it comes back, and obeys.
+//!
 //! [`SourceHandoff`] and [`DestinationHandoff`] are the two roles as machines: what they are told is an event, what they
 //! answer is a list of effects, to be carried out in that order. What comes of the last one is told to them as the next event;
 //! nothing comes of those before it. The roles of this crate and the daemon's recovery do nothing about ownership that a
@@ -28,8 +37,10 @@ pub use destination::{
     DestinationEffect, DestinationEvent, DestinationHandoff, DestinationOutcome, Inspection,
 };
 pub use journal::{DestinationStep, SourceStep};
-pub use rules::{DestinationSays, Refusal, Stay, Verdict, admit, destination_says, is_handed_over, verdict};
-pub use source::{SourceEffect, SourceEvent, SourceHandoff, SourceOutcome};
+pub use rules::{
+    DestinationSays, Refusal, Resolution, Stay, Verdict, admit, destination_says, is_handed_over, verdict,
+};
+pub use source::{Found, SourceEffect, SourceEvent, SourceHandoff, SourceOutcome};
 
 /// Names everything that is handed over: only what has this digest at both ends may be resumed.
 pub type Digest = [u8; 32];
@@ -69,4 +80,6 @@ pub enum Message {
     Abort,
     /// To the source: it failed here.
     Failed,
+    /// To the source: it was handed over, has not run here, and never will.
+    GivenBack,
 }

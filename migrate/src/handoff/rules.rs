@@ -18,9 +18,11 @@ pub enum Verdict {
 /// ([`SourceStep::deciding`]).
 ///
 /// `active` says whether somebody here may still commit it, or has tried to and does not know whether the record is there.
+/// `taking_back` says that a person has decided against the destination, and that this may not be on record yet.
 #[must_use]
-pub fn verdict(deciding: Option<SourceStep>, active: bool) -> Verdict {
+pub fn verdict(deciding: Option<SourceStep>, active: bool, taking_back: bool) -> Verdict {
     match deciding {
+        Some(step) if step.is_committed() && taking_back => Verdict::Undecided,
         Some(step) if step.is_committed() => Verdict::Committed,
         Some(SourceStep::Intent | SourceStep::Freezing) if active => Verdict::Undecided,
         _ => Verdict::Abandoned,
@@ -34,23 +36,38 @@ pub enum DestinationSays {
     Runs,
     /// It is on its way to run.
     Resuming,
-    /// It holds the restored container and waits.
+    /// It holds the restored container, and the source may commit.
+    Ready,
+    /// It is still receiving or restoring it.
     Waits,
     /// It has never heard of it, or has dropped it.
     Gone,
+    /// It was handed over, has not run there, and never will.
+    GivenBack,
 }
 
-/// What a destination whose newest record of the migration is `newest` answers a source that asks.
+/// What a destination that has these records of the migration answers a source that asks.
 #[must_use]
-pub fn destination_says(newest: Option<DestinationStep>) -> DestinationSays {
-    match newest {
-        Some(DestinationStep::Running) => DestinationSays::Runs,
-        Some(DestinationStep::Resuming) => DestinationSays::Resuming,
-        Some(DestinationStep::Reserved | DestinationStep::Prepared | DestinationStep::Ready) => {
-            DestinationSays::Waits
-        }
-        Some(DestinationStep::Dropped) | None => DestinationSays::Gone,
+pub fn destination_says(steps: &[DestinationStep]) -> DestinationSays {
+    if steps.contains(&DestinationStep::GivenBack) {
+        return DestinationSays::GivenBack;
     }
+    match DestinationStep::deciding(steps) {
+        Some(DestinationStep::Running) => DestinationSays::Runs,
+        Some(DestinationStep::Resuming | DestinationStep::TakenOver) => DestinationSays::Resuming,
+        Some(DestinationStep::Ready) => DestinationSays::Ready,
+        Some(DestinationStep::Reserved | DestinationStep::Prepared) => DestinationSays::Waits,
+        _ => DestinationSays::Gone,
+    }
+}
+
+/// Whose a person says a container is that two hosts cannot agree about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resolution {
+    /// This host's.
+    Here,
+    /// The other one's.
+    There,
 }
 
 /// What a host has of a container.
@@ -119,11 +136,31 @@ mod tests {
 
     #[test]
     fn a_source_that_is_still_at_it_decides_nothing_yet() {
-        assert_eq!(verdict(Some(SourceStep::Freezing), true), Verdict::Undecided);
-        assert_eq!(verdict(Some(SourceStep::Freezing), false), Verdict::Abandoned);
-        assert_eq!(verdict(Some(SourceStep::Committed), true), Verdict::Committed);
-        assert_eq!(verdict(Some(SourceStep::RolledBack), true), Verdict::Abandoned);
-        assert_eq!(verdict(None, false), Verdict::Abandoned);
+        assert_eq!(
+            verdict(Some(SourceStep::Freezing), true, false),
+            Verdict::Undecided
+        );
+        assert_eq!(
+            verdict(Some(SourceStep::Freezing), false, false),
+            Verdict::Abandoned
+        );
+        assert_eq!(
+            verdict(Some(SourceStep::Committed), true, false),
+            Verdict::Committed
+        );
+        assert_eq!(
+            verdict(Some(SourceStep::RolledBack), true, false),
+            Verdict::Abandoned
+        );
+        assert_eq!(verdict(None, false, false), Verdict::Abandoned);
+        assert_eq!(
+            verdict(Some(SourceStep::Committed), true, true),
+            Verdict::Undecided
+        );
+        assert_eq!(
+            verdict(Some(SourceStep::TakenBack), true, true),
+            Verdict::Abandoned
+        );
     }
 
     #[test]
@@ -140,6 +177,27 @@ mod tests {
         assert_eq!(admit(arriving, false, None, 6), Err(Refusal::Here));
         for here in [None, arriving] {
             assert_eq!(admit(here, true, None, 5), Err(Refusal::OnItsWay));
+        }
+    }
+
+    #[test]
+    fn what_was_given_back_stays_so_whatever_is_written_behind_it() {
+        use DestinationStep::{Dropped, GivenBack, Ready, Reserved, Resuming, Running, TakenOver, Told};
+        for (steps, says) in [
+            (&[][..], DestinationSays::Gone),
+            (&[Reserved], DestinationSays::Waits),
+            (&[Reserved, Ready], DestinationSays::Ready),
+            (&[Ready, TakenOver], DestinationSays::Resuming),
+            (&[Ready, Resuming], DestinationSays::Resuming),
+            (
+                &[Ready, TakenOver, Resuming, Running, Told],
+                DestinationSays::Runs,
+            ),
+            (&[Ready, Resuming, GivenBack], DestinationSays::GivenBack),
+            (&[Ready, Resuming, GivenBack, Dropped], DestinationSays::GivenBack),
+            (&[Ready, Dropped], DestinationSays::Gone),
+        ] {
+            assert_eq!(destination_says(steps), says, "{steps:?}");
         }
     }
 

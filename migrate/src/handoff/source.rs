@@ -5,19 +5,26 @@
 //!    |________|__________|_________|___________|_________|_________|__________|__________|             |   \
 //!                     whatever fails: Undoing -> Noting -> Ended: it runs here            recorded     |    \ in doubt
 //!                                        ^                                                             v     v
-//!                                        | it is not there                                         Handed   Unsure
-//!                                        +--------------------- Reading <- Settling <--------------|--------+
-//!                                                                  | it is there                   v
-//!                                                                  +--------------------------> Asking <-> asks
+//!                                        | decided for this host                                   Handed   Unsure
+//!                                        +------------------------------- Abandoning <-------------|--------+
+//!                                                                              | decided for the   v
+//!                                                                  Mirroring <-+ destination    Asking <-> asks
+//!                                                                      +--------------------------^
 //!                                                                                                  v
 //!                                           Ended: it runs there <- Closing <- Removing <- it runs there
+//!                    Undoing <- TakenBack <- TakingBack <- given back, or a person says so
 //! ```
 //!
 //! Up to `Committing` nobody but this host can run the container; behind it nothing undoes the freeze but a journal that
 //! certainly holds no commit.
+//!
+//! With an arbiter that holds from `Drained` on: the destination may be ready then, and may ask the arbiter for itself. So what
+//! fails leads to `Abandoning`: the arbiter is asked to decide for this host, and says what is decided.
+//!
+//! A host that has rebooted has no tasks left to let run. A destination that is ready has: `Stranded` asks it, and commits then.
 
 use super::journal::SourceStep;
-use super::rules::DestinationSays;
+use super::rules::{DestinationSays, Resolution};
 use super::{Digest, Message};
 
 /// What has happened.
@@ -45,9 +52,9 @@ pub enum SourceEvent {
     NotRecorded(SourceStep),
     /// The record may be there or not.
     InDoubt(SourceStep),
-    /// What the journal holds. Only true when it was read after something could be written.
-    Read {
-        /// Whether `committed` is on record.
+    /// It is certain now what is decided.
+    Decided {
+        /// For the destination.
         committed: bool,
     },
     /// Something that this host had to do failed, or the destination said what was not due.
@@ -72,6 +79,8 @@ pub enum SourceEvent {
     Says(DestinationSays),
     /// The destination was asked, and did not answer.
     Silent,
+    /// A person has decided whose the container is.
+    Resolved(Resolution),
     /// Some time has passed.
     Again,
 }
@@ -81,13 +90,19 @@ pub enum SourceEvent {
 pub enum SourceEffect {
     /// Write a step to the journal; comes back as `Recorded`, `NotRecorded` or `InDoubt`.
     Record(SourceStep),
-    /// Write the one record that decides; comes back as [`SourceEffect::Record`] does.
+    /// Have the one record written that decides; comes back as [`SourceEffect::Record`] does.
     Commit {
-        /// What is handed over.
-        digest: Digest,
+        /// What is handed over; `None` where that is only known to the destination.
+        digest: Option<Digest>,
     },
-    /// Read the journal; comes back as `Read`.
-    Read,
+    /// Have it decided for this host, if nothing is decided yet; comes back as `Decided` or `InDoubt`. An arbiter is asked.
+    /// Without one this host's journal is read, which only says what is so once something could be written to it.
+    Abandon,
+    /// Register the container as this host's own under this epoch.
+    Own {
+        /// Above every one it had.
+        epoch: u64,
+    },
     /// Say something to the destination, if the connection is still there.
     Send(Message),
     /// Give the container back what it had, and remove what was made for it; comes back as `Undone`.
@@ -136,10 +151,14 @@ enum Stage {
     Committing(Digest),
     /// It may be there or not.
     Unsure,
-    /// Another record is being written: when that is there, the journal can be believed.
-    Settling,
-    /// The journal is being read.
-    Reading,
+    /// It is being decided for this host, unless it is decided already.
+    Abandoning,
+    /// It was decided for the destination; `committed` is being written here as well.
+    Mirroring,
+    /// This host's tasks ended with its kernel: whether the destination is ready is to be seen.
+    Stranded,
+    /// It is; `committed` is being written.
+    Rescuing,
     /// The destination owns the container and was told so.
     Handed,
     /// It owns the container, and its journal says what became of it.
@@ -148,6 +167,15 @@ enum Stage {
     Removing,
     /// `done` is being written.
     Closing,
+    /// `taken_back` is being written.
+    TakingBack {
+        /// `committed` is certainly on record.
+        committed: bool,
+    },
+    /// It is there: the container is this host's own again.
+    TakenBack,
+    /// `giving_up` is being written.
+    GivingUp,
     /// What was done is being undone.
     Undoing(SourceOutcome),
     /// That is being written.
@@ -161,48 +189,93 @@ enum Stage {
 pub struct SourceHandoff {
     epoch: u64,
     stage: Stage,
+    /// Somebody besides this host may have it decided.
+    arbiter: bool,
+    /// The tasks ended with the kernel that ran them.
+    rebooted: bool,
+}
+
+/// What is found of a handoff besides its journal, by a daemon that starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Found {
+    /// The epoch that the destination would own.
+    pub epoch: u64,
+    /// Another migration of the same container has begun here since. It would not have, had this one not ended: what it did was
+    /// undone, only the record of that is missing.
+    pub superseded: bool,
+    /// The handoff is decided by an arbiter.
+    pub arbiter: bool,
+    /// The host has been started anew since: nothing of the container runs or stands still here.
+    pub rebooted: bool,
 }
 
 type Effects = Vec<SourceEffect>;
 
 impl Default for SourceHandoff {
     fn default() -> Self {
-        Self {
-            epoch: 0,
-            stage: Stage::New,
-        }
+        Self::under(false)
     }
 }
 
 impl SourceHandoff {
-    /// A handoff that somebody before has begun, of whom nothing is left but the journal, and what to do first.
-    ///
-    /// `superseded` says that another migration of the same container has begun here since. It would not have, had this one
-    /// not ended: what it did was undone, only the record of that is missing.
+    /// A handoff that has not begun. `arbiter` says that an arbiter decides it.
     #[must_use]
-    pub fn recover(epoch: u64, steps: &[SourceStep], superseded: bool) -> (Self, Effects) {
-        let machine = |stage| Self { epoch, stage };
+    pub fn under(arbiter: bool) -> Self {
+        Self {
+            epoch: 0,
+            stage: Stage::New,
+            arbiter,
+            rebooted: false,
+        }
+    }
+
+    /// A handoff that somebody before has begun, of whom nothing is left but the journal, and what to do first.
+    #[must_use]
+    pub fn recover(found: Found, steps: &[SourceStep]) -> (Self, Effects) {
+        let machine = |stage| Self {
+            epoch: found.epoch,
+            stage,
+            arbiter: found.arbiter,
+            rebooted: found.rebooted,
+        };
+        let new = machine(Stage::New);
         match SourceStep::deciding(steps) {
             Some(SourceStep::Committed) => machine(Stage::Asking).none(),
             Some(SourceStep::Done) => machine(Stage::Ended(SourceOutcome::Done)).none(),
             Some(SourceStep::Aborted) => machine(Stage::Ended(SourceOutcome::Aborted)).none(),
             Some(SourceStep::RolledBack) => machine(Stage::Ended(SourceOutcome::RolledBack)).none(),
-            Some(SourceStep::Freezing) if superseded => machine(Stage::New).note(SourceOutcome::RolledBack),
-            Some(SourceStep::Intent) | None if superseded => machine(Stage::New).note(SourceOutcome::Aborted),
-            Some(SourceStep::Freezing) => machine(Stage::New).undo(SourceOutcome::RolledBack),
-            Some(SourceStep::Intent) | None => machine(Stage::New).undo(SourceOutcome::Aborted),
+            Some(SourceStep::Freezing | SourceStep::GivingUp | SourceStep::TakenBack) if found.superseded => {
+                new.note(SourceOutcome::RolledBack)
+            }
+            Some(SourceStep::Intent | SourceStep::Told) | None if found.superseded => {
+                new.note(SourceOutcome::Aborted)
+            }
+            Some(SourceStep::TakenBack) => machine(Stage::TakenBack).own(),
+            Some(SourceStep::Freezing) if found.rebooted => machine(Stage::Stranded).then(SourceEffect::Ask),
+            Some(SourceStep::Freezing) if found.arbiter => new.abandon(),
+            Some(SourceStep::Freezing) => new.record_giving_up(),
+            Some(SourceStep::GivingUp) => new.undo(SourceOutcome::RolledBack),
+            Some(SourceStep::Intent | SourceStep::Told) | None => new.undo(SourceOutcome::Aborted),
         }
     }
 
-    /// A handoff whose commit was attempted here, in this very daemon, by a role that has ended without knowing more. What
-    /// can be read of the journal must not be believed but for a `committed` that is there.
+    /// A handoff whose commit was attempted here, in this very daemon, by a role that has ended without knowing more; or one
+    /// that was taken up after a start and is not decided yet. What can be read of the journal must not be believed but for a
+    /// `committed`, or what is only written behind one, that is there.
     #[must_use]
-    pub fn in_doubt(epoch: u64, steps: &[SourceStep]) -> Self {
+    pub fn in_doubt(found: Found, steps: &[SourceStep]) -> Self {
         let stage = match SourceStep::deciding(steps) {
+            Some(SourceStep::TakenBack) => Stage::TakenBack,
             Some(step) if step.is_committed() => Stage::Asking,
+            _ if found.rebooted => Stage::Stranded,
             _ => Stage::Unsure,
         };
-        Self { epoch, stage }
+        Self {
+            epoch: found.epoch,
+            stage,
+            arbiter: found.arbiter,
+            rebooted: found.rebooted,
+        }
     }
 
     /// How it ended; `None` while it goes on.
@@ -223,13 +296,19 @@ impl SourceHandoff {
     /// Whether it goes on with [`SourceEvent::Again`].
     #[must_use]
     pub fn awaits_time(&self) -> bool {
-        self.is_asking() || self.stage == Stage::Unsure
+        self.is_asking() || matches!(self.stage, Stage::Unsure | Stage::Stranded | Stage::TakenBack)
     }
 
     /// Whether the commit is on record, and the destination has not said what became of it.
     #[must_use]
     pub fn is_asking(&self) -> bool {
         self.stage == Stage::Asking
+    }
+
+    /// Whether `taken_back` is being written.
+    #[must_use]
+    pub fn is_taking_back(&self) -> bool {
+        matches!(self.stage, Stage::TakingBack { .. })
     }
 
     /// What comes of an event.
@@ -240,8 +319,10 @@ impl SourceHandoff {
             E::Failed | E::Lost | E::Overdue | E::Cancelled if self.can_give_up() => self.give_up(),
             E::Failed | E::Lost | E::Overdue if self.stage == Stage::Handed => self.at(Stage::Asking).none(),
             E::Heard(message) => self.heard(message),
-            E::Recorded(_) | E::NotRecorded(_) | E::InDoubt(_) | E::Read { .. } => self.written(event),
-            E::Undone { .. } | E::Removed { .. } | E::Says(_) | E::Silent | E::Again => self.later(event),
+            E::Recorded(_) | E::NotRecorded(_) | E::InDoubt(_) | E::Decided { .. } => self.written(event),
+            E::Says(says) => self.says(says),
+            E::Resolved(resolution) => self.resolved(resolution),
+            E::Undone { .. } | E::Removed { .. } | E::Silent | E::Again => self.later(event),
             _ => self.begun(event),
         }
     }
@@ -274,10 +355,11 @@ impl SourceHandoff {
             // The point of no return is the record.
             (Stage::Prepared(digest), Message::Ready) => self
                 .at(Stage::Committing(digest))
-                .then(SourceEffect::Commit { digest }),
+                .then(SourceEffect::Commit { digest: Some(digest) }),
             (Stage::Handed | Stage::Asking, Message::Running) => {
                 self.at(Stage::Removing).then(SourceEffect::RemoveCopy)
             }
+            (Stage::Handed | Stage::Asking, Message::GivenBack) => self.take_back(),
             (Stage::Handed, _) => self.at(Stage::Asking).none(),
             _ if self.can_give_up() => self.give_up(),
             _ => self.none(),
@@ -286,7 +368,7 @@ impl SourceHandoff {
 
     /// What became of a record.
     fn written(self, event: SourceEvent) -> (Self, Effects) {
-        use SourceEvent::{InDoubt, NotRecorded, Read, Recorded};
+        use SourceEvent::{Decided, InDoubt, NotRecorded, Recorded};
         match (self.stage, event) {
             (Stage::Intending, Recorded(SourceStep::Intent)) => {
                 let epoch = self.epoch;
@@ -301,15 +383,29 @@ impl SourceHandoff {
                     .then(SourceEffect::Send(Message::Go { epoch, digest }))
             }
             (Stage::Committing(_), InDoubt(SourceStep::Committed)) => self.at(Stage::Unsure).none(),
-            (Stage::Committing(_), NotRecorded(SourceStep::Committed)) => self.give_up(),
-            (Stage::Settling, Recorded(SourceStep::Freezing)) => {
-                self.at(Stage::Reading).then(SourceEffect::Read)
+            (Stage::Committing(_), NotRecorded(SourceStep::Committed)) if self.arbiter => self.abandon(),
+            (Stage::Committing(_), NotRecorded(SourceStep::Committed)) => self.undo_all(true),
+            (Stage::Abandoning, Decided { committed: true }) => self.mirror(),
+            (Stage::Abandoning, Decided { committed: false }) if self.rebooted && !self.arbiter => {
+                self.at(Stage::Stranded).none()
             }
-            (Stage::Settling, NotRecorded(_) | InDoubt(_)) => self.at(Stage::Unsure).none(),
-            (Stage::Reading, Read { committed: true }) => self.at(Stage::Asking).none(),
-            (Stage::Reading, Read { committed: false }) => self.give_up(),
+            (Stage::Abandoning, Decided { committed: false }) => self.undo_all(true),
+            (Stage::Abandoning, _) => self.at(Stage::Unsure).none(),
+            (Stage::Mirroring | Stage::Rescuing, Recorded(SourceStep::Committed)) => {
+                self.at(Stage::Asking).none()
+            }
+            // It is decided, but a destination that asks this host's journal would not hear of it.
+            (Stage::Mirroring, _) => self.at(Stage::Unsure).none(),
+            (Stage::Rescuing, NotRecorded(_)) if self.arbiter => self.abandon(),
+            (Stage::Rescuing, NotRecorded(_)) => self.at(Stage::Stranded).none(),
+            (Stage::Rescuing, InDoubt(_)) => self.at(Stage::Unsure).none(),
+            (Stage::TakingBack { .. }, Recorded(SourceStep::TakenBack)) => self.own(),
+            (Stage::TakingBack { committed: true }, _) => self.at(Stage::Asking).none(),
+            (Stage::TakingBack { committed: false }, _) => self.at(Stage::Unsure).none(),
             (Stage::Closing, Recorded(SourceStep::Done)) => self.at(Stage::Ended(SourceOutcome::Done)).none(),
             (Stage::Closing, _) => self.at(Stage::Asking).none(),
+            // Without the record it is let run all the same: that matters only to a host that is switched off at once.
+            (Stage::GivingUp, _) => self.undo_and_tell(SourceOutcome::RolledBack),
             // It is undone. Without the record it is undone once more, which changes nothing.
             (Stage::Noting(outcome), _) => self.at(Stage::Ended(outcome)).none(),
             (_, NotRecorded(_) | InDoubt(_)) if self.can_give_up() => self.give_up(),
@@ -325,17 +421,42 @@ impl SourceHandoff {
             (Stage::Undoing(outcome), SourceEvent::Undone { whole: false }) => {
                 self.at(Stage::Ended(outcome)).none()
             }
-            (Stage::Unsure, SourceEvent::Again) => self
-                .at(Stage::Settling)
-                .then(SourceEffect::Record(SourceStep::Freezing)),
-            (Stage::Asking, SourceEvent::Again) => self.then(SourceEffect::Ask),
-            (Stage::Asking, SourceEvent::Says(DestinationSays::Runs)) => {
-                self.at(Stage::Removing).then(SourceEffect::RemoveCopy)
-            }
+            (Stage::Unsure, SourceEvent::Again) => self.abandon(),
+            (Stage::Asking | Stage::Stranded, SourceEvent::Again) => self.then(SourceEffect::Ask),
+            (Stage::TakenBack, SourceEvent::Again) => self.own(),
             (Stage::Removing, SourceEvent::Removed { whole: true }) => self
                 .at(Stage::Closing)
                 .then(SourceEffect::Record(SourceStep::Done)),
             (Stage::Removing, SourceEvent::Removed { whole: false }) => self.at(Stage::Asking).none(),
+            _ => self.none(),
+        }
+    }
+
+    /// What the destination's journal says.
+    fn says(self, says: DestinationSays) -> (Self, Effects) {
+        use DestinationSays as D;
+        match (self.stage, says) {
+            (Stage::Asking, D::Runs) => self.at(Stage::Removing).then(SourceEffect::RemoveCopy),
+            (Stage::Asking, D::GivenBack) => self.take_back(),
+            (Stage::Stranded, D::Ready) => self
+                .at(Stage::Rescuing)
+                .then(SourceEffect::Commit { digest: None }),
+            // Somebody else has decided so.
+            (Stage::Stranded, D::Resuming | D::Runs) => self.mirror(),
+            (Stage::Stranded, D::Waits | D::Gone | D::GivenBack) if self.arbiter => self.abandon(),
+            (Stage::Stranded, D::Waits | D::Gone | D::GivenBack) => self.record_giving_up(),
+            _ => self.none(),
+        }
+    }
+
+    /// A person answers for what cannot be known here.
+    fn resolved(self, resolution: Resolution) -> (Self, Effects) {
+        match (self.stage, resolution) {
+            (Stage::Asking, Resolution::Here) => self.take_back(),
+            (Stage::Unsure | Stage::Stranded, Resolution::Here) => self
+                .at(Stage::TakingBack { committed: false })
+                .then(SourceEffect::Record(SourceStep::TakenBack)),
+            (Stage::Asking, Resolution::There) => self.at(Stage::Removing).then(SourceEffect::RemoveCopy),
             _ => self.none(),
         }
     }
@@ -357,15 +478,61 @@ impl SourceHandoff {
     }
 
     fn give_up(self) -> (Self, Effects) {
-        let untouched = matches!(
-            self.stage,
-            Stage::New | Stage::Intending | Stage::Asked | Stage::Reserved | Stage::Marking | Stage::Marked
-        );
-        let (machine, mut effects) = self.undo(match untouched {
-            true => SourceOutcome::Aborted,
-            false => SourceOutcome::RolledBack,
-        });
+        match self.stage {
+            Stage::Drained(_) | Stage::Prepared(_) if self.arbiter => self.abandon(),
+            Stage::New
+            | Stage::Intending
+            | Stage::Asked
+            | Stage::Reserved
+            | Stage::Marking
+            | Stage::Marked => self.undo_all(false),
+            _ => self.undo_all(true),
+        }
+    }
+
+    fn undo_all(self, thaw: bool) -> (Self, Effects) {
+        match thaw {
+            true => self.record_giving_up(),
+            false => self.undo_and_tell(SourceOutcome::Aborted),
+        }
+    }
+
+    /// The destination may drop what it has.
+    fn undo_and_tell(self, outcome: SourceOutcome) -> (Self, Effects) {
+        let (machine, mut effects) = self.undo(outcome);
         effects.insert(0, SourceEffect::Send(Message::Abort));
+        (machine, effects)
+    }
+
+    /// Once the container has run again, what the destination holds must not be run, not even when this host is switched off. An arbiter
+    /// has that on record.
+    fn record_giving_up(self) -> (Self, Effects) {
+        if self.arbiter {
+            return self.undo_and_tell(SourceOutcome::RolledBack);
+        }
+        self.at(Stage::GivingUp)
+            .then(SourceEffect::Record(SourceStep::GivingUp))
+    }
+
+    fn abandon(self) -> (Self, Effects) {
+        self.at(Stage::Abandoning).then(SourceEffect::Abandon)
+    }
+
+    fn mirror(self) -> (Self, Effects) {
+        self.at(Stage::Mirroring)
+            .then(SourceEffect::Record(SourceStep::Committed))
+    }
+
+    fn take_back(self) -> (Self, Effects) {
+        self.at(Stage::TakingBack { committed: true })
+            .then(SourceEffect::Record(SourceStep::TakenBack))
+    }
+
+    /// Under an epoch that the destination has never had.
+    fn own(self) -> (Self, Effects) {
+        let epoch = self.epoch + 1;
+        let (machine, mut effects) = self.undo(SourceOutcome::RolledBack);
+        effects.insert(0, SourceEffect::Own { epoch });
         (machine, effects)
     }
 
@@ -397,119 +564,4 @@ impl SourceHandoff {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DIGEST: Digest = [7; 32];
-
-    fn way_to_commit() -> Vec<SourceEvent> {
-        vec![
-            SourceEvent::Begin { epoch: 4 },
-            SourceEvent::Recorded(SourceStep::Intent),
-            SourceEvent::Heard(Message::Reserved),
-            SourceEvent::Freeze,
-            SourceEvent::Recorded(SourceStep::Freezing),
-            SourceEvent::StandsStill,
-            SourceEvent::AllSent { digest: DIGEST },
-            SourceEvent::Heard(Message::Prepared { digest: DIGEST }),
-            SourceEvent::Heard(Message::Ready),
-        ]
-    }
-
-    fn after(events: &[SourceEvent]) -> (SourceHandoff, Effects) {
-        let begin = (SourceHandoff::default(), Vec::new());
-        events
-            .iter()
-            .fold(begin, |(machine, _), event| machine.on(*event))
-    }
-
-    #[test]
-    fn the_way_without_failures_commits_and_removes_the_copy() {
-        let mut events = way_to_commit();
-        let (_, effects) = after(&events);
-        assert_eq!(effects, [SourceEffect::Commit { digest: DIGEST }]);
-        events.push(SourceEvent::Recorded(SourceStep::Committed));
-        let go = Message::Go {
-            epoch: 4,
-            digest: DIGEST,
-        };
-        assert_eq!(after(&events).1, [SourceEffect::Send(go)]);
-        events.push(SourceEvent::Heard(Message::Running));
-        assert_eq!(after(&events).1, [SourceEffect::RemoveCopy]);
-        events.push(SourceEvent::Removed { whole: true });
-        events.push(SourceEvent::Recorded(SourceStep::Done));
-        assert_eq!(after(&events).0.outcome(), Some(SourceOutcome::Done));
-    }
-
-    #[test]
-    fn whatever_ends_it_before_the_commit_undoes_it_and_nothing_after_does() {
-        let mut events = way_to_commit();
-        events.push(SourceEvent::Recorded(SourceStep::Committed));
-        let endings = [
-            SourceEvent::Failed,
-            SourceEvent::Lost,
-            SourceEvent::Overdue,
-            SourceEvent::Cancelled,
-            SourceEvent::Heard(Message::Failed),
-        ];
-        for told in 0..=events.len() {
-            for ending in endings {
-                let (_, effects) = after(&events[..told]).0.on(ending);
-                let undone = effects
-                    .iter()
-                    .any(|effect| matches!(effect, SourceEffect::Undo { .. }));
-                assert_eq!(
-                    undone,
-                    told < way_to_commit().len(),
-                    "{told} events, then {ending:?}"
-                );
-                let thaw = effects.contains(&SourceEffect::Undo { thaw: true });
-                assert_eq!(thaw, undone && told >= 6, "{told} events, then {ending:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_commit_nobody_knows_of_is_only_judged_by_a_journal_that_can_be_written() {
-        let mut events = way_to_commit();
-        events.push(SourceEvent::InDoubt(SourceStep::Committed));
-        let (unsure, effects) = after(&events);
-        assert!(effects.is_empty() && unsure.awaits_time());
-        let (settling, effects) = unsure.on(SourceEvent::Again);
-        assert_eq!(effects, [SourceEffect::Record(SourceStep::Freezing)]);
-        assert_eq!(settling.on(SourceEvent::InDoubt(SourceStep::Freezing)).0, unsure);
-        let (reading, effects) = settling.on(SourceEvent::Recorded(SourceStep::Freezing));
-        assert_eq!(effects, [SourceEffect::Read]);
-        let (asking, effects) = reading.on(SourceEvent::Read { committed: true });
-        assert!(asking.is_asking() && effects.is_empty());
-        let (_, effects) = reading.on(SourceEvent::Read { committed: false });
-        assert!(effects.contains(&SourceEffect::Undo { thaw: true }));
-    }
-
-    #[test]
-    fn what_is_found_after_a_crash_is_undone_up_to_the_commit_and_finished_after_it() {
-        use SourceStep::{Committed, Done, Freezing, Intent, RolledBack};
-        let found = |steps: &[SourceStep], superseded| SourceHandoff::recover(4, steps, superseded);
-        assert_eq!(found(&[], false).1, [SourceEffect::Undo { thaw: false }]);
-        assert_eq!(found(&[Intent], false).1, [SourceEffect::Undo { thaw: false }]);
-        assert_eq!(
-            found(&[Intent, Freezing], false).1,
-            [SourceEffect::Undo { thaw: true }]
-        );
-        assert_eq!(
-            found(&[Intent, Freezing], true).1,
-            [SourceEffect::Record(RolledBack)]
-        );
-        for steps in [
-            &[Intent, Freezing, Committed][..],
-            &[Intent, Freezing, Committed, Freezing],
-        ] {
-            let (machine, effects) = found(steps, true);
-            assert!(machine.is_asking() && effects.is_empty());
-        }
-        assert_eq!(
-            found(&[Intent, Committed, Done], false).0.outcome(),
-            Some(SourceOutcome::Done)
-        );
-    }
-}
+mod tests;

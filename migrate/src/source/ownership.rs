@@ -39,7 +39,12 @@ impl Source {
     async fn carry_out(&mut self, effect: SourceEffect) -> Result<Option<SourceEvent>, Setback> {
         Ok(match effect {
             SourceEffect::Record(step) => Some(self.record(step).await?),
-            SourceEffect::Commit { digest } => Some(self.write_commit(digest).await?),
+            SourceEffect::Commit { digest } => Some(self.write_commit(digest.unwrap_or_default()).await?),
+            SourceEffect::Abandon => Some(self.abandon().await),
+            SourceEffect::Own { epoch } => {
+                self.host.own(epoch).await?;
+                None
+            }
             SourceEffect::Send(message) => {
                 self.send_message(message).await?;
                 None
@@ -47,8 +52,6 @@ impl Source {
             SourceEffect::Undo { thaw } => Some(self.undo(thaw).await),
             SourceEffect::Ask => Some(self.ask().await),
             SourceEffect::RemoveCopy => Some(self.remove_copy().await),
-            // Only for whoever settles a doubt, when this role has ended.
-            SourceEffect::Read => None,
         })
     }
 
@@ -59,8 +62,15 @@ impl Source {
         let event = SourceEvent::InDoubt(step);
         match step {
             SourceStep::Done => self.left.push(error),
+            SourceStep::GivingUp => {
+                tracing::warn!(migration_id = %self.migration, error = %chain(&error), "it cannot be written that the container is about to run here again");
+            }
             SourceStep::Aborted | SourceStep::RolledBack => self.undo.push(error),
-            SourceStep::Intent | SourceStep::Freezing | SourceStep::Committed => {
+            SourceStep::Intent
+            | SourceStep::Freezing
+            | SourceStep::Committed
+            | SourceStep::TakenBack
+            | SourceStep::Told => {
                 let cause = error.into();
                 return Err(Setback { event, cause });
             }
@@ -77,6 +87,18 @@ impl Source {
         };
         let cause = error.into();
         Err(Setback { event, cause })
+    }
+
+    /// Nobody may run the container as long as it is not known.
+    async fn abandon(&mut self) -> SourceEvent {
+        let host = Arc::clone(&self.host);
+        match self.timings.measure("ask whose it is", host.abandon()).await {
+            Ok(committed) => SourceEvent::Decided { committed },
+            Err(error) => {
+                tracing::warn!(migration_id = %self.migration, error = %chain(&error), "it is not known yet whose the container is");
+                SourceEvent::InDoubt(SourceStep::Committed)
+            }
+        }
     }
 
     async fn send_message(&mut self, message: Message) -> Result<(), Setback> {
@@ -103,7 +125,8 @@ impl Source {
             | Message::Prepared { .. }
             | Message::Ready
             | Message::Running
-            | Message::Failed => return Ok(()),
+            | Message::Failed
+            | Message::GivenBack => return Ok(()),
         };
         Ok(self.conversation.say(body).await?)
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tranship_migrate::error::HostError;
-use tranship_migrate::handoff::{DestinationStep, Inspection, SourceStep, Verdict, verdict};
+use tranship_migrate::handoff::{DestinationStep, Inspection, Resolution, SourceStep, Verdict, verdict};
 use tranship_migrate::host::{
     AcceptedStream, DestinationHost, Event, HeldRestore, Reservation, ReserveError, Stage,
 };
@@ -95,6 +95,18 @@ impl HeldRestore for Held {
 
 #[async_trait]
 impl DestinationHost for SimulatedDestination {
+    fn has_arbiter(&self) -> bool {
+        false
+    }
+
+    async fn claim(&self) -> Result<Verdict, HostError> {
+        Err(HostError::new("ask the arbiter", "there is none"))
+    }
+
+    async fn resolved(&self) -> Resolution {
+        std::future::pending().await
+    }
+
     async fn reserve(&self, _reserve: &Reserve) -> Result<Reservation, ReserveError> {
         self.world.enter("admit").map_err(ReserveError::Refused)?;
         self.world.enter("reserve")?;
@@ -231,7 +243,7 @@ impl DestinationHost for SimulatedDestination {
     async fn ask_source(&self) -> Result<Verdict, HostError> {
         Ok(self
             .world
-            .with(|world| verdict(world.source_journal.last().copied(), false)))
+            .with(|world| verdict(world.source_journal.last().copied(), false, false)))
     }
 
     fn observe(&self, _event: Event<'_>) {}

@@ -55,6 +55,18 @@ impl SourceHost for SimulatedSource {
         Ok(())
     }
 
+    fn has_arbiter(&self) -> bool {
+        false
+    }
+
+    async fn abandon(&self) -> Result<bool, HostError> {
+        Err(HostError::new("ask the arbiter", "there is none"))
+    }
+
+    async fn own(&self, _epoch: u64) -> Result<(), HostError> {
+        self.world.enter("own")
+    }
+
     async fn memory_mode(&self) -> MemoryMode {
         if self.world.with(|world| world.pre_dump) {
             MemoryMode::PreDump("told to".to_owned())

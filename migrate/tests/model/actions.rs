@@ -1,12 +1,12 @@
 //! What can happen in a world: what goes on by itself, and what goes wrong.
 
 use tranship_migrate::handoff::{
-    DestinationEffect, DestinationEvent, DestinationStep, SourceEffect, SourceEvent,
+    DestinationEffect, DestinationEvent, DestinationStep, Resolution, SourceEffect, SourceEvent,
 };
 
 use super::carry::Luck;
 use super::explore::{Action, Handoffs};
-use super::world::{Part, Tasks, World, digest};
+use super::world::{Part, Role, Tasks, World, digest};
 
 impl Handoffs {
     /// What happens when nothing goes wrong any more: the first that changes something comes first.
@@ -29,12 +29,16 @@ impl Handoffs {
                 actions.push(Action::CarryDestination(at, Luck::Good));
             }
             // Whose they are: an earlier stay of the container here has its mark too.
-            let newest = migration.destination_journal.steps.last();
-            if self.tasks(world, at) == Tasks::Released && newest == Some(&DestinationStep::Resuming) {
+            let newest = DestinationStep::deciding(&migration.destination_journal.steps);
+            if self.tasks(world, at) == Tasks::Released && newest == Some(DestinationStep::Resuming) {
                 actions.push(Action::RelayReleases(at));
             }
         }
         actions.extend(world.letters.iter().map(|letter| Action::Deliver(*letter)));
+        for (at, migration) in world.migrations.iter().enumerate() {
+            actions.extend(migration.pending.first().map(|_| Action::Decides(at)));
+            actions.extend([Role::Source, Role::Destination].map(|to| Action::Tell(at, to)));
+        }
         for at in 0..world.migrations.len() {
             self.own_steps(world, at, actions);
         }
@@ -100,6 +104,11 @@ impl Handoffs {
             if may.cuts > 0 && migration.connected {
                 actions.push(Action::Cut(at));
             }
+            for role in [Role::Source, Role::Destination] {
+                for resolution in [Resolution::Here, Resolution::There] {
+                    actions.push(Action::Resolve(at, role, resolution));
+                }
+            }
             if let Some(part) = &migration.source {
                 self.mishaps_of_source(world, at, part.effects.first(), actions);
             }
@@ -116,6 +125,9 @@ impl Handoffs {
             }
         }
         for (host, there) in world.hosts.iter().enumerate() {
+            if may.reboots > 0 {
+                actions.push(Action::Reboot(host));
+            }
             if !there.up || may.crashes == 0 {
                 continue;
             }
@@ -143,7 +155,11 @@ impl Handoffs {
             Some(SourceEffect::RemoveCopy) if may.failures > 0 => {
                 actions.push(Action::CarrySource(at, Luck::Bad))
             }
-            Some(SourceEffect::Record(_) | SourceEffect::Commit { .. }) => {
+            Some(SourceEffect::Commit { .. } | SourceEffect::Abandon) if self.arbiter && may.blinds == 0 => {}
+            Some(SourceEffect::Commit { .. } | SourceEffect::Abandon) if self.arbiter => {
+                actions.push(Action::CarrySource(at, Luck::Doubt));
+            }
+            Some(SourceEffect::Record(_) | SourceEffect::Commit { .. } | SourceEffect::Abandon) => {
                 if may.writes > 0 {
                     actions.extend([Luck::Bad, Luck::Doubt].map(|luck| Action::CarrySource(at, luck)));
                 }
@@ -166,21 +182,17 @@ impl Handoffs {
         actions: &mut Vec<Action>,
     ) {
         let may = world.faults;
-        let handed_over = world.migrations[at]
-            .destination
-            .as_ref()
-            .is_some_and(|part| part.machine.is_handed_over());
         match next {
-            // What CRIU fails at after the commit is lost; the model leaves that out.
-            None if may.failures > 0 && !handed_over => {
+            Some(DestinationEffect::Claim) if may.blinds > 0 => {
+                actions.push(Action::CarryDestination(at, Luck::Doubt));
+            }
+            None if may.failures > 0 => {
                 actions.push(Action::Destination(at, DestinationEvent::Failed));
             }
             Some(DestinationEffect::Adopt) if may.failures > 0 => {
                 actions.push(Action::CarryDestination(at, Luck::Bad));
             }
-            Some(DestinationEffect::Reserve | DestinationEffect::Restore)
-                if may.failures > 0 && !handed_over =>
-            {
+            Some(DestinationEffect::Reserve | DestinationEffect::Restore) if may.failures > 0 => {
                 actions.push(Action::CarryDestination(at, Luck::Bad));
             }
             Some(DestinationEffect::Record(_)) => {

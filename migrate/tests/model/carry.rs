@@ -1,8 +1,8 @@
 //! What the machines say is to be done, done to the world: as a daemon does it, one effect after the other.
 
 use tranship_migrate::handoff::{
-    DestinationEffect, DestinationEvent, DestinationHandoff, DestinationStep, Inspection, Message,
-    SourceEffect, SourceEvent, SourceHandoff, SourceStep, Stay, Verdict, admit, destination_says,
+    DestinationEffect, DestinationEvent, DestinationHandoff, DestinationStep, Found, Inspection, Message,
+    Resolution, SourceEffect, SourceEvent, SourceHandoff, SourceStep, Stay, Verdict, admit, destination_says,
     is_handed_over, verdict,
 };
 
@@ -100,11 +100,36 @@ impl Handoffs {
             SourceEffect::Commit { .. } if self.flaw == Some(Flaw::CommitUnwritten) => {
                 Some(SourceEvent::Recorded(SourceStep::Committed))
             }
+            SourceEffect::Commit { .. } if self.arbiter => Some(match self.decide(world, at, true, luck) {
+                Some(true) => {
+                    // Its own journal has it as well, where that can be written.
+                    world.migrations[at]
+                        .source_journal
+                        .steps
+                        .push(SourceStep::Committed);
+                    SourceEvent::Recorded(SourceStep::Committed)
+                }
+                Some(false) => SourceEvent::NotRecorded(SourceStep::Committed),
+                None => SourceEvent::InDoubt(SourceStep::Committed),
+            }),
             SourceEffect::Commit { .. } => Some(self.write_source(world, at, SourceStep::Committed, luck)),
-            SourceEffect::Read => {
-                let steps = &world.migrations[at].source_journal.steps;
-                let committed = steps.contains(&SourceStep::Committed);
-                Some(SourceEvent::Read { committed })
+            SourceEffect::Abandon if !self.arbiter => {
+                Some(match self.write_source(world, at, SourceStep::Freezing, luck) {
+                    SourceEvent::Recorded(_) => {
+                        let steps = &world.migrations[at].source_journal.steps;
+                        let committed = steps.contains(&SourceStep::Committed);
+                        SourceEvent::Decided { committed }
+                    }
+                    unwritten => unwritten,
+                })
+            }
+            SourceEffect::Abandon => Some(match self.decide(world, at, false, luck) {
+                Some(committed) => SourceEvent::Decided { committed },
+                None => SourceEvent::InDoubt(SourceStep::Committed),
+            }),
+            SourceEffect::Own { epoch } => {
+                self.own(world, at, epoch);
+                None
             }
             SourceEffect::Undo { thaw } => {
                 if thaw {
@@ -119,6 +144,126 @@ impl Handoffs {
             Some(event) => self.tell_source(world, at, event),
             None => self.settle(world, at),
         }
+    }
+
+    /// What the arbiter says when it is asked for this. Whoever is first decides.
+    fn decide(&self, world: &mut World, at: usize, for_destination: bool, luck: Luck) -> Option<bool> {
+        let migration = &mut world.migrations[at];
+        if luck == Luck::Doubt {
+            migration.pending.push(for_destination);
+            return None;
+        }
+        Some(*migration.decision.get_or_insert(for_destination))
+    }
+
+    fn own(&self, world: &mut World, at: usize, epoch: u64) {
+        let one = self.moves[at];
+        let place = world.place(one.from, one.container);
+        if !matches!(place.record, Some(Record::Own { .. })) {
+            return;
+        }
+        let back = matches!(place.record, Some(Record::Own { epoch: own }) if epoch < own);
+        place.record = Some(Record::Own { epoch });
+        place.highest = place.highest.max(epoch);
+        if back {
+            world.note(Wrong::EpochWentBack);
+        }
+    }
+
+    /// Tells the host of a role that the other one owns the container, by a person's decision. It obeys.
+    pub fn obey(&self, world: &mut World, at: usize, to: Role) -> bool {
+        let one = self.moves[at];
+        let migration = &world.migrations[at];
+        let (host, decided, told, active) = match to {
+            Role::Destination => {
+                let steps = &migration.source_journal.steps;
+                let decided = steps.contains(&SourceStep::TakenBack);
+                (
+                    one.to,
+                    decided,
+                    steps.contains(&SourceStep::Told),
+                    migration.destination.is_some(),
+                )
+            }
+            Role::Source => {
+                let steps = &migration.destination_journal.steps;
+                // Not before it runs there: it may yet have to be given back.
+                let decided =
+                    steps.contains(&DestinationStep::TakenOver) && steps.contains(&DestinationStep::Running);
+                (
+                    one.from,
+                    decided,
+                    steps.contains(&DestinationStep::Told),
+                    migration.source.is_some(),
+                )
+            }
+        };
+        let (mut epoch, teller) = match to {
+            Role::Destination => (migration.epoch + 1, one.from),
+            Role::Source => (migration.epoch, one.to),
+        };
+        if !decided || told || active || !world.hosts[0].up || !world.hosts[1].up {
+            return false;
+        }
+        if self.flaw != Some(Flaw::Disobeyed) {
+            let place = world.place(host, one.container);
+            match place.record {
+                Some(Record::Own { epoch: own }) if is_handed_over(own, epoch) => {
+                    place.tombstone = Some(epoch);
+                }
+                Some(Record::Arriving { epoch: own }) if is_handed_over(own, epoch) => {}
+                _ => epoch = 0,
+            }
+            if epoch > 0 {
+                place.record = None;
+                place.tasks = Tasks::None;
+            }
+        }
+        let migration = &mut world.migrations[at];
+        if teller == one.from {
+            migration.source_journal.steps.push(SourceStep::Told);
+        } else {
+            migration.destination_journal.steps.push(DestinationStep::Told);
+        }
+        true
+    }
+
+    /// A person decides, because the other host is gone: switched off, for all he knows for ever.
+    pub fn resolve(&self, world: &mut World, at: usize, role: Role, resolution: Resolution) -> bool {
+        let one = self.moves[at];
+        let other = match role {
+            Role::Source => one.to,
+            Role::Destination => one.from,
+        };
+        let place = &world.hosts[other].places[one.container];
+        if world.faults.resolutions == 0 || world.hosts[other].up || place.tasks != Tasks::None {
+            return false;
+        }
+        // He gives up a copy only when he has seen that the container is at the other host.
+        let there = matches!(place.record, Some(Record::Own { .. }));
+        if (role, resolution) == (Role::Source, Resolution::There) && !there {
+            return false;
+        }
+        // He is told when there is no copy any more that he could take back.
+        let here = world.hosts[one.from].places[one.container].record.is_some();
+        if (role, resolution) == (Role::Source, Resolution::Here) && !here {
+            return false;
+        }
+        let before = world.migrations[at].clone();
+        match role {
+            Role::Source => self.tell_source(world, at, SourceEvent::Resolved(resolution)),
+            Role::Destination => self.tell_destination(world, at, DestinationEvent::Resolved(resolution)),
+        }
+        if world.migrations[at] == before {
+            return false;
+        }
+        world.faults.resolutions -= 1;
+        // What the other one may have acknowledged he gives up.
+        let copy = world.hosts[one.from].places[one.container].version;
+        let images = before.images.unwrap_or(copy);
+        world.acknowledged[one.container] = if role == Role::Source { copy } else { images };
+        world.died[one.container] = true;
+        true
     }
 
     fn write_source(&self, world: &mut World, at: usize, step: SourceStep, luck: Luck) -> SourceEvent {
@@ -153,7 +298,8 @@ impl Handoffs {
             other.from == one.from
                 && other.container == one.container
                 && migration.epoch > own
-                && migration.source_journal.steps.contains(&SourceStep::Committed)
+                && (migration.source_journal.steps.contains(&SourceStep::Committed)
+                    || migration.decision == Some(true))
         };
         if world.place(one.from, one.container).tasks != Tasks::Frozen {
             return;
@@ -172,8 +318,8 @@ impl Handoffs {
             }
             return Some(SourceEvent::Silent);
         }
-        let newest = world.migrations[at].destination_journal.steps.last().copied();
-        Some(SourceEvent::Says(destination_says(newest)))
+        let steps = &world.migrations[at].destination_journal.steps;
+        Some(SourceEvent::Says(destination_says(steps)))
     }
 
     fn remove_copy(&self, world: &mut World, at: usize, luck: Luck) -> SourceEvent {
@@ -231,6 +377,11 @@ impl Handoffs {
                 Some(DestinationEvent::Dropped)
             }
             DestinationEffect::Ask => Some(self.ask_source(world, at)),
+            DestinationEffect::Claim => Some(match self.decide(world, at, true, luck) {
+                Some(true) => DestinationEvent::Says(Verdict::Committed),
+                Some(false) => DestinationEvent::Says(Verdict::Abandoned),
+                None => DestinationEvent::Silent,
+            }),
             DestinationEffect::Inspect => Some(DestinationEvent::Inspected(self.inspect(world, at))),
         };
         match event {
@@ -306,10 +457,13 @@ impl Handoffs {
         if world.place(one.to, one.container).tasks != Tasks::Held {
             return Some(DestinationEvent::Failed);
         }
-        let committed = world.migrations[at]
-            .source_journal
-            .steps
-            .contains(&SourceStep::Committed);
+        let migration = &world.migrations[at];
+        let committed = migration.source_journal.steps.contains(&SourceStep::Committed)
+            || migration.decision == Some(true)
+            || migration
+                .destination_journal
+                .steps
+                .contains(&DestinationStep::TakenOver);
         world.migrations[at].marked = true;
         world.place(one.to, one.container).tasks = Tasks::Released;
         if !committed {
@@ -364,14 +518,26 @@ impl Handoffs {
             Some(Flaw::DoubtIsNo) => migration.source.as_ref().is_some_and(in_doubt),
             _ => migration.source.is_some(),
         };
-        let says = verdict(deciding, active);
+        let takes_back = |part: &Part<SourceHandoff, SourceEffect>| part.machine.is_taking_back();
+        let taking_back = migration.source.as_ref().is_some_and(takes_back);
+        let says = verdict(
+            deciding,
+            active,
+            taking_back && self.flaw != Some(Flaw::AnsweredMeanwhile),
+        );
         migration.abandoned |= says == Verdict::Abandoned;
         DestinationEvent::Says(says)
     }
 
     fn inspect(&self, world: &mut World, at: usize) -> Inspection {
         let (one, epoch) = (self.moves[at], world.migrations[at].epoch);
-        let marked = world.migrations[at].marked && self.flaw != Some(Flaw::MarkUnseen);
+        let migration = &world.migrations[at];
+        let marked = match self.flaw {
+            Some(Flaw::MarkUnseen) => false,
+            // The mark goes with the memory it is in; that the host was switched off says as much.
+            Some(Flaw::MarkGone) => migration.marked && !migration.mark_gone,
+            _ => migration.marked || migration.mark_gone,
+        };
         let place = world.place(one.to, one.container);
         let own = matches!(place.record, Some(Record::Own { epoch: own }) if own >= epoch);
         if own || place.tombstone.is_some_and(|buried| buried >= epoch) {
@@ -402,8 +568,13 @@ impl Handoffs {
         let superseded =
             self.flaw != Some(Flaw::LaterUnseen) && self.moves.iter().zip(&world.migrations).any(later);
         let migration = &mut world.migrations[at];
-        let (machine, effects) =
-            SourceHandoff::recover(migration.epoch, &migration.source_journal.steps, superseded);
+        let found = Found {
+            epoch: migration.epoch,
+            superseded,
+            arbiter: self.arbiter && self.flaw != Some(Flaw::ThawedUnasked),
+            rebooted: migration.source_rebooted,
+        };
+        let (machine, effects) = SourceHandoff::recover(found, &migration.source_journal.steps);
         migration.source = Some(Part { machine, effects });
     }
 
@@ -411,7 +582,7 @@ impl Handoffs {
     pub fn recover_destination(&self, world: &mut World, at: usize) {
         let one = self.moves[at];
         let let_in = |(other, (what, migration)): (usize, (&Move, &Migration))| {
-            let newest = migration.destination_journal.steps.last();
+            let newest = DestinationStep::deciding(&migration.destination_journal.steps);
             other != at
                 && what.to == one.to
                 && what.container == one.container
@@ -419,8 +590,8 @@ impl Handoffs {
         };
         let taken = self.moves.iter().zip(&world.migrations).enumerate().any(let_in);
         let migration = &mut world.migrations[at];
-        let newest = migration.destination_journal.steps.last().copied();
-        let (machine, effects) = DestinationHandoff::recover(migration.epoch, newest, taken);
+        let steps = &migration.destination_journal.steps;
+        let (machine, effects) = DestinationHandoff::recover(migration.epoch, steps, taken, self.arbiter);
         migration.destination = Some(Part { machine, effects });
     }
 

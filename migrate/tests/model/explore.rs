@@ -5,7 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 
 use stateright::{Model, Path, Property};
-use tranship_migrate::handoff::{DestinationEffect, DestinationEvent, Message, SourceEffect, SourceEvent};
+use tranship_migrate::handoff::{
+    DestinationEffect, DestinationEvent, DestinationHandoff, DestinationStep, Message, Resolution,
+    SourceEffect, SourceEvent, SourceHandoff,
+};
 
 use super::carry::Luck;
 use super::world::{Faults, Letter, Move, Part, Record, Role, Tasks, World, Wrong, digest};
@@ -52,6 +55,14 @@ pub enum Flaw {
     NoTombstone,
     /// An old migration is rolled back although a later one of the same container has begun.
     LaterUnseen,
+    /// A source that starts again lets the container run without having asked the arbiter.
+    ThawedUnasked,
+    /// A destination that was switched off takes the mark that is gone for one that never was.
+    MarkGone,
+    /// A host that comes back does not obey a person's decision.
+    Disobeyed,
+    /// A source goes on saying `committed` while it writes that it takes the container back.
+    AnsweredMeanwhile,
 }
 
 /// Hosts that hand containers over, and whatever may happen to them meanwhile.
@@ -60,6 +71,8 @@ pub struct Handoffs {
     pub moves: Vec<Move>,
     pub faults: Faults,
     pub flaw: Option<Flaw>,
+    /// An arbiter decides.
+    pub arbiter: bool,
     /// Worlds from which a run without further faults is known to end well.
     ending_well: Mutex<HashSet<u64>>,
 }
@@ -87,6 +100,14 @@ pub enum Action {
         /// The relays die too.
         relays: bool,
     },
+    /// A host is switched off; it comes back when it is restarted.
+    Reboot(usize),
+    /// A request to the arbiter arrives whose answer nobody heard.
+    Decides(usize),
+    /// A person decides at the host of a role.
+    Resolve(usize, Role, Resolution),
+    /// The host of a role is told what a person has decided at the other one.
+    Tell(usize, Role),
 }
 
 impl Handoffs {
@@ -100,8 +121,14 @@ impl Handoffs {
             moves: moves.to_vec(),
             faults,
             flaw: None,
+            arbiter: false,
             ending_well: Mutex::default(),
         }
+    }
+
+    pub fn under_arbiter(mut self) -> Self {
+        self.arbiter = true;
+        self
     }
 
     pub fn with(mut self, flaw: Flaw) -> Self {
@@ -133,7 +160,7 @@ impl Handoffs {
         migration.epoch = epoch + 1;
         migration.connected = true;
         migration.source = Some(Part {
-            machine: Default::default(),
+            machine: SourceHandoff::under(self.arbiter),
             effects: Vec::new(),
         });
         self.tell_source(world, at, SourceEvent::Begin { epoch: epoch + 1 });
@@ -149,7 +176,7 @@ impl Handoffs {
         {
             migration.heard_of = true;
             migration.destination = Some(Part {
-                machine: Default::default(),
+                machine: DestinationHandoff::under(self.arbiter),
                 effects: Vec::new(),
             });
         }
@@ -225,9 +252,31 @@ impl Handoffs {
         true
     }
 
+    /// Nothing of a host's memory is left, its daemon and its images included.
+    fn reboot(&self, world: &mut World, host: usize) {
+        world.faults.reboots -= 1;
+        self.crash(world, host, false, false);
+        for container in 0..world.acknowledged.len() {
+            let newest = world.acknowledged[container];
+            let place = world.place(host, container);
+            let was_newest = place.version == newest && place.tasks != Tasks::None;
+            place.tasks = Tasks::None;
+            world.died[container] |= was_newest;
+        }
+        for (at, one) in self.moves.iter().enumerate() {
+            let migration = &mut world.migrations[at];
+            migration.source_rebooted |= one.from == host;
+            if one.to == host {
+                let steps = &migration.destination_journal.steps;
+                migration.mark_gone |= steps.contains(&DestinationStep::Resuming);
+                if migration.images.take() == Some(world.acknowledged[one.container]) {
+                    world.died[one.container] = true;
+                }
+            }
+        }
+    }
+
     fn crash(&self, world: &mut World, host: usize, kept: bool, relays: bool) {
-        world.faults.crashes -= 1;
-        world.faults.relays -= u8::from(relays);
         world.hosts[host].up = false;
         for place in &mut world.hosts[host].places {
             if place.tasks == Tasks::Held || place.tasks == Tasks::Released && relays {
@@ -325,6 +374,8 @@ impl Handoffs {
             Action::Deliver(letter) => self.deliver(&mut next, letter),
             Action::Source(at, event) => self.source_event(&mut next, at, event),
             Action::Destination(at, event) => self.destination_event(&mut next, at, event),
+            Action::Resolve(at, role, resolution) => self.resolve(&mut next, at, role, resolution),
+            Action::Tell(at, role) => self.obey(&mut next, at, role),
             other => {
                 self.happen(&mut next, other);
                 true
@@ -342,6 +393,18 @@ impl Handoffs {
                 if world.migrations[at].destination == before {
                     world.migrations[at].images = images;
                 }
+            }
+            Action::CarrySource(at, Luck::Doubt)
+                if self.arbiter && !matches!(next_of_source(world, at), Some(SourceEffect::Record(_))) =>
+            {
+                world.faults.blinds -= 1;
+                self.carry_source(world, at, Luck::Doubt);
+            }
+            Action::CarryDestination(at, Luck::Doubt)
+                if next_of_destination(world, at) == Some(DestinationEffect::Claim) =>
+            {
+                world.faults.blinds -= 1;
+                self.carry_destination(world, at, Luck::Doubt);
             }
             Action::CarrySource(at, luck) => {
                 spend(
@@ -375,7 +438,18 @@ impl Handoffs {
                 world.faults.cuts -= 1;
                 world.migrations[at].connected = false;
             }
-            Action::Crash { host, kept, relays } => self.crash(world, host, kept, relays),
+            Action::Crash { host, kept, relays } => {
+                world.faults.crashes -= 1;
+                world.faults.relays -= u8::from(relays);
+                self.crash(world, host, kept, relays);
+            }
+            Action::Reboot(host) => self.reboot(world, host),
+            Action::Decides(at) => {
+                let migration = &mut world.migrations[at];
+                let asked = migration.pending.remove(0);
+                migration.decision.get_or_insert(asked);
+            }
+            Action::Resolve(..) | Action::Tell(..) => {}
             Action::Begin(_) | Action::Deliver(_) | Action::Source(..) | Action::Destination(..) => {}
         }
     }
@@ -461,7 +535,7 @@ impl Model for Handoffs {
             }),
             Property::always(NEWEST_SOMEWHERE, |model: &Self, world: &World| {
                 let mut containers = 0..world.acknowledged.len();
-                containers.all(|container| world.has_newest(container, &model.moves))
+                containers.all(|container| world.died[container] || world.has_newest(container, &model.moves))
             }),
             Property::always(ENDS_DECIDED, |model: &Self, world: &World| {
                 world.wrong.is_some() || model.ends_well(world)

@@ -109,6 +109,14 @@ pub struct Migration {
     pub abandoned: bool,
     /// The destination's daemon has given the container up for lost.
     pub lost: bool,
+    /// What the arbiter has decided, where there is one: for the destination, or not.
+    pub decision: Option<bool>,
+    /// What it was asked to decide by somebody who did not hear the answer: it may still come to that.
+    pub pending: Vec<bool>,
+    /// The source's host was started anew since this began.
+    pub source_rebooted: bool,
+    /// The destination's was, behind its record that it lets the tasks go: whether it did is not to be seen any more.
+    pub mark_gone: bool,
 }
 
 /// Who is written to.
@@ -144,6 +152,12 @@ pub struct Faults {
     pub failures: u8,
     /// A person cancels.
     pub cancels: u8,
+    /// A host is switched off: nothing of its memory is left.
+    pub reboots: u8,
+    /// An answer of the arbiter is lost.
+    pub blinds: u8,
+    /// A person decides, because a host is gone.
+    pub resolutions: u8,
 }
 
 /// What must never happen, as it happens.
@@ -168,6 +182,8 @@ pub struct World {
     pub faults: Faults,
     /// The bystander's: version of the last acknowledged write of each container.
     pub acknowledged: Vec<u8>,
+    /// The bystander's: containers whose newest state went with the host that ran them, as it would without a migration.
+    pub died: Vec<bool>,
     pub wrong: Option<Wrong>,
 }
 
@@ -186,6 +202,7 @@ impl World {
             letters: Vec::new(),
             faults,
             acknowledged: vec![0; containers],
+            died: vec![false; containers],
             wrong: None,
         };
         for container in 0..containers {
@@ -234,7 +251,7 @@ impl World {
     /// Whether another migration than `asking` brings the container to the host, and is not at its end.
     pub fn on_its_way(&self, moves: &[Move], asking: usize) -> bool {
         let at_work = |(other, (migration, one)): (usize, (&Migration, &Move))| {
-            let newest = migration.destination_journal.steps.last();
+            let newest = DestinationStep::deciding(&migration.destination_journal.steps);
             other != asking
                 && one.container == moves[asking].container
                 && one.to == moves[asking].to
@@ -262,25 +279,37 @@ impl World {
         let containers = 0..self.acknowledged.len();
         self.hosts.iter().all(|host| host.up)
             && containers.into_iter().all(|container| {
-                self.is_lost(container, moves)
-                    || (self.is_over(container, moves) && self.runs_once(container))
+                self.is_lost(container, moves) || (self.is_over(container, moves) && self.is_once(container))
             })
     }
 
     fn is_over(&self, container: usize, moves: &[Move]) -> bool {
         self.migrations.iter().zip(moves).all(|(migration, one)| {
-            let runs = migration.destination_journal.steps.last() == Some(&DestinationStep::Running);
+            let (there, here) = (
+                &migration.destination_journal.steps,
+                &migration.source_journal.steps,
+            );
+            let runs = there.contains(&DestinationStep::Running);
+            let resolved =
+                here.contains(&SourceStep::TakenBack) || there.contains(&DestinationStep::TakenOver);
             one.container != container
                 || migration.source.is_none()
                     && migration.destination.is_none()
-                    && migration.source_journal.steps.contains(&SourceStep::Done) == runs
+                    && (resolved || here.contains(&SourceStep::Done) == runs)
         })
     }
 
-    fn runs_once(&self, container: usize) -> bool {
+    /// It runs on one host, which knows it as its own, and nothing of it is on any other. One that has died is on one host.
+    fn is_once(&self, container: usize) -> bool {
         let places = || self.hosts.iter().map(|host| &host.places[container]);
-        let own =
-            |place: &&Place| matches!(place.record, Some(Record::Own { .. })) && place.tasks == Tasks::Run;
+        let runs = if self.died[container] {
+            Tasks::None
+        } else {
+            Tasks::Run
+        };
+        let own = |place: &&Place| {
+            matches!(place.record, Some(Record::Own { .. })) && [runs, Tasks::Run].contains(&place.tasks)
+        };
         let empty = |place: &&Place| place.record.is_none() && place.tasks == Tasks::None;
         places().filter(own).count() == 1 && places().filter(empty).count() == self.hosts.len() - 1
     }
@@ -288,7 +317,8 @@ impl World {
     fn is_lost(&self, container: usize, moves: &[Move]) -> bool {
         let lost = |(migration, one): (&Migration, &Move)| {
             let copy = &self.hosts[one.from].places[container];
-            one.container == container && migration.lost && migration.marked && copy.tasks == Tasks::Frozen
+            let may_have_run = migration.marked || migration.mark_gone;
+            one.container == container && migration.lost && may_have_run && copy.tasks == Tasks::Frozen
         };
         let runs = self
             .hosts

@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tranship_migrate::control::{Control, name};
 use tranship_migrate::error::{ControlError, HostError};
-use tranship_migrate::handoff::{DestinationSays, DestinationStep, Inspection, SourceStep, Verdict};
+use tranship_migrate::handoff::{
+    DestinationSays, DestinationStep, Inspection, Resolution, SourceStep, Verdict,
+};
 use tranship_migrate::host::{
     AcceptedStream, ByteStream, CommitError, DestinationHost, DumpedImages, Event, HeldRestore, MemoryMode,
     MemoryReader, Reservation, ReserveError, SourceHost, Stage,
@@ -131,6 +133,18 @@ impl<H: SourceHost> SourceHost for Source<H> {
         self.0.commit(digest).await
     }
 
+    fn has_arbiter(&self) -> bool {
+        self.0.has_arbiter()
+    }
+
+    async fn abandon(&self) -> Result<bool, HostError> {
+        at("source:abandon", failed, self.0.abandon()).await
+    }
+
+    async fn own(&self, epoch: u64) -> Result<(), HostError> {
+        at("source:own", failed, self.0.own(epoch)).await
+    }
+
     async fn memory_mode(&self) -> MemoryMode {
         self.0.memory_mode().await
     }
@@ -222,6 +236,18 @@ impl<H: DestinationHost> DestinationHost for Destination<H> {
 
     async fn ask_source(&self) -> Result<Verdict, HostError> {
         at("destination:ask-source", failed, self.0.ask_source()).await
+    }
+
+    fn has_arbiter(&self) -> bool {
+        self.0.has_arbiter()
+    }
+
+    async fn claim(&self) -> Result<Verdict, HostError> {
+        at("destination:claim", failed, self.0.claim()).await
+    }
+
+    async fn resolved(&self) -> Resolution {
+        self.0.resolved().await
     }
 
     async fn record(&self, step: DestinationStep) -> Result<(), HostError> {

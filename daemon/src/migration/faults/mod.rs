@@ -9,10 +9,10 @@ pub mod points;
 #[cfg(feature = "fault-points")]
 pub use hosts::{conversation, destination, source};
 #[cfg(feature = "fault-points")]
-pub use points::at;
+pub use points::{at, told_boot_id};
 
 #[cfg(not(feature = "fault-points"))]
-pub use nothing::{at, conversation, destination, source};
+pub use nothing::{at, conversation, destination, source, told_boot_id};
 
 /// What was injected in the place of a step's own error.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,11 @@ mod nothing {
     use tranship_migrate::host::{DestinationHost, SourceHost};
 
     use super::Injected;
+
+    /// Nobody tells it but the kernel.
+    pub fn told_boot_id() -> Option<String> {
+        None
+    }
 
     /// Does the work.
     pub async fn at<T, E>(

@@ -76,6 +76,12 @@ async fn held(point: &str) {
     }
 }
 
+/// What a test says is the name of this start of the machine: the file `boot` in the plan's directory.
+pub fn told_boot_id() -> Option<String> {
+    let directory = PathBuf::from(std::env::var_os(DIRECTORY)?);
+    fs::read_to_string(directory.join("boot")).ok()
+}
+
 /// Takes what is planned for a point out of the plan.
 fn planned(point: &str) -> Option<Deed> {
     let directory = PathBuf::from(std::env::var_os(DIRECTORY)?);

@@ -1,0 +1,132 @@
+//! What this host asks another about a migration of theirs, and what it tells it.
+
+use std::time::Duration;
+
+use tranship_migrate::deadlines::REPLY;
+use tranship_migrate::error::{HostError, chain};
+use tranship_migrate::handoff::{DestinationSays, DestinationStep, SourceStep, Verdict};
+use tranship_proto::ids::{MigrationId, Name};
+use tranship_proto::v1::{
+    MigrationOutcome, MigrationRole, Phase, QueryMigrationReply, QueryMigrationRequest,
+    ResolvedMigrationRequest,
+};
+
+use super::conductor::{Conductor, Shared};
+use super::journal::Journal;
+
+/// Between two attempts to tell a host what a person has decided: it is to obey within ten seconds of its return.
+const TELL_AGAIN: Duration = Duration::from_secs(2);
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Shared {
+    /// What the source's journal says of a migration that came here.
+    ///
+    /// # Errors
+    /// It does not answer in time, or with something that means nothing.
+    pub async fn ask_source(&self, id: MigrationId, host: &Name) -> Result<Verdict, HostError> {
+        let reply = self.query(id, host).await;
+        let reply = reply.map_err(|error| HostError::new("ask the source", error))?;
+        Ok(match (reply.committed, reply.outcome()) {
+            (true, _) => Verdict::Committed,
+            (false, MigrationOutcome::Unspecified) if reply.known => Verdict::Undecided,
+            (false, _) => Verdict::Abandoned,
+        })
+    }
+
+    /// What the destination's journal says of a migration that began here.
+    ///
+    /// # Errors
+    /// It does not answer in time, or with something that means nothing.
+    pub async fn ask_destination(&self, id: MigrationId, host: &Name) -> Result<DestinationSays, HostError> {
+        let reply = self.query(id, host).await;
+        let reply = reply.map_err(|error| HostError::new("ask the destination", error))?;
+        Ok(match (reply.known, reply.committed) {
+            _ if reply.given_back => DestinationSays::GivenBack,
+            (_, true) => DestinationSays::Runs,
+            (false, _) => DestinationSays::Gone,
+            _ if reply.ready => DestinationSays::Ready,
+            (true, _) if reply.phase() >= Phase::Resume => DestinationSays::Resuming,
+            (true, _) => DestinationSays::Waits,
+        })
+    }
+
+    async fn query(&self, id: MigrationId, host: &Name) -> Result<QueryMigrationReply, AnyError> {
+        let mut client = self.peers().control(host)?;
+        let request = QueryMigrationRequest {
+            migration_id: id.to_string(),
+        };
+        let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
+        Ok(asked??.into_inner())
+    }
+
+    /// Tells a host that a person has decided against it. Whether it obeys.
+    async fn tell(&self, id: MigrationId, host: &Name, epoch: u64) -> Result<bool, AnyError> {
+        let mut client = self.peers().control(host)?;
+        let request = ResolvedMigrationRequest {
+            migration_id: id.to_string(),
+            epoch,
+        };
+        let told = tokio::time::timeout(REPLY, client.resolved_migration(request)).await;
+        Ok(told??.into_inner().obeyed)
+    }
+}
+
+impl Conductor {
+    /// Tells the other hosts of all migrations that a person has decided here what he has, as far as they have not obeyed yet.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    pub(super) async fn tell_all(&self) -> Result<(), HostError> {
+        let failed = |error| HostError::new("read the journal", error);
+        let migrations = self.shared.registry().migrations();
+        for (id, role) in migrations.untold().await.map_err(failed)? {
+            self.tell_later(id, role);
+        }
+        Ok(())
+    }
+
+    /// Tells the other host, however long it stays away.
+    pub(super) fn tell_later(&self, id: MigrationId, role: MigrationRole) {
+        let conductor = self.clone();
+        tokio::spawn(async move {
+            while let Err(error) = conductor.tell_once(id, role).await {
+                tracing::debug!(migration_id = %id, error = %chain(&error), "the other host has not obeyed yet");
+                tokio::time::sleep(TELL_AGAIN).await;
+            }
+        });
+    }
+
+    async fn tell_once(&self, id: MigrationId, role: MigrationRole) -> Result<(), HostError> {
+        let failed = |error: AnyError| HostError::new("tell the other host", error);
+        let shared = &self.shared;
+        let record = shared.registry().migrations().get(id, role).await;
+        let Some(record) = record.map_err(|error| failed(error.into()))? else {
+            return Ok(());
+        };
+        let host: Name = record.peer().parse().map_err(|error| failed(Box::from(error)))?;
+        let journal = Journal::new(shared.registry().clone(), id, role);
+        let epoch = journal.epoch().await.map_err(|error| failed(error.into()))?;
+        let of_destination = role == MigrationRole::Destination;
+        let epoch = if of_destination { epoch } else { epoch + 1 };
+        if of_destination {
+            let steps = journal.words().await.map_err(|error| failed(error.into()))?;
+            if steps.contains(&DestinationStep::GivenBack) {
+                return Ok(());
+            }
+            if DestinationStep::deciding(&steps) != Some(DestinationStep::Running) {
+                return Err(failed("the container does not run here yet".into()));
+            }
+        }
+        if !shared.tell(id, &host, epoch).await.map_err(failed)? {
+            return Err(failed("it does not obey yet".into()));
+        }
+        tracing::info!(migration_id = %id, %host, epoch, "the other host obeys what a person has decided here");
+        let (step, epoch) = match role {
+            MigrationRole::Destination => (serde_json::json!(DestinationStep::Told), epoch),
+            _ => (serde_json::json!(SourceStep::Told), epoch - 1),
+        };
+        let written = journal.append(step, epoch, serde_json::Value::Null);
+        written.await.map_err(|error| failed(error.into()))
+    }
+}

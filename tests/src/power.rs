@@ -1,0 +1,65 @@
+//! A host is switched off: nothing that ran or was in memory is left, what was on its disk is. Its kernel is the machine's, so what
+//! a real one would have lost by itself is removed one by one.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::oracles::cgroups;
+use crate::testbed::{Host, daemon};
+use crate::tranship::wait_for;
+
+/// What a host has in memory, as it names it itself.
+const IN_MEMORY: &str = "/run/tranship";
+
+/// Until everything has ended.
+const ENDING: Duration = Duration::from_secs(10);
+
+/// Switches a host off. It is on again with the next start of its daemon.
+///
+/// # Errors
+/// Something of it cannot be ended or removed.
+pub fn switch_off(host: &Host) -> Result<()> {
+    // Everything but the host's first process and the shell that does it.
+    host.run("sh", ["-c", "kill -KILL -1"])?;
+    // A signal does not reach what is frozen.
+    for cgroup in cgroups(host) {
+        fs::write(cgroup.join("freezer.state"), "THAWED").ok();
+        fs::write(cgroup.join("cgroup.freeze"), "0").ok();
+    }
+    wait_for("everything on the host to end", ENDING, || {
+        Ok(daemon::pid(host).is_none() && cgroups(host).iter().all(|cgroup| is_empty(cgroup)))
+    })?;
+    let table = fs::read_to_string(format!("/proc/{}/mountinfo", host.holder.pid))?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let mut points: Vec<_> = points.filter(|point| is_below(point, IN_MEMORY)).collect();
+    points.reverse();
+    for point in points {
+        host.run("umount", ["-l", point])?;
+    }
+    let memory = host.path(IN_MEMORY);
+    for entry in fs::read_dir(&memory).with_context(|| format!("cannot read {}", memory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else {
+            fs::remove_file(&path)?;
+        }
+    }
+    let mut left = cgroups(host);
+    left.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    for cgroup in left {
+        fs::remove_dir(&cgroup).with_context(|| format!("cannot remove {}", cgroup.display()))?;
+    }
+    Ok(())
+}
+
+fn is_below(point: &str, directory: &str) -> bool {
+    Path::new(point).starts_with(directory) && point != directory
+}
+
+fn is_empty(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|text| text.trim().is_empty())
+}
