@@ -11,7 +11,7 @@ use crate::images::{self, REDIS_PORT};
 use crate::oracles::Inventory;
 use crate::owner::the_one_of;
 use crate::scenario::Scenario;
-use crate::testbed::{Host, Options, daemon};
+use crate::testbed::{Host, Options, daemon, pool};
 use crate::tranship::wait_for;
 
 /// A Redis that never forks: its processes are counted.
@@ -28,6 +28,7 @@ pub struct Field {
     passed: usize,
     failed: Vec<String>,
     disorder: Option<String>,
+    attempts: usize,
 }
 
 /// What came of an attempt.
@@ -73,6 +74,7 @@ impl Field {
             passed: 0,
             failed: Vec::new(),
             disorder: None,
+            attempts: 0,
         })
     }
 
@@ -112,11 +114,14 @@ impl Field {
         judge: impl FnOnce(&Course<T>) -> Result<()>,
     ) -> Option<Course<T>> {
         let begun = Instant::now();
+        self.attempts += 1;
+        // Of a client that was given up a request may still be on its way.
+        let key = format!("visits-{}", self.attempts);
         let tried = match &self.disorder {
             Some(disorder) => Err(anyhow!(
                 "not tried: an earlier one has left things in disorder: {disorder}"
             )),
-            None => try_out(&self.scenario, strike, judge),
+            None => try_out(&self.scenario, &key, strike, judge),
         };
         match tried {
             Ok(course) => {
@@ -157,13 +162,14 @@ impl Field {
 
 fn try_out<T>(
     scenario: &Scenario,
+    key: &str,
     strike: impl FnOnce(&Scenario) -> Result<T>,
     judge: impl FnOnce(&Course<T>) -> Result<()>,
 ) -> Result<Course<T>> {
     let (a, client, bed) = (scenario.host("a")?, scenario.host("client")?, scenario.bed()?);
     let hosts: Vec<&Host> = bed.hosts().iter().collect();
     let before = Inventory::take(bed)?;
-    let counter = Counter::start(client, a.address_of("redis", REDIS_PORT)?, "visits")?;
+    let counter = Counter::start(client, a.address_of("redis", REDIS_PORT)?, key)?;
     for host in &hosts {
         faults::forget(host)?;
     }
@@ -214,6 +220,8 @@ fn tidy_up(scenario: &Scenario) -> Result<()> {
         faults::forget_plans(host)?;
         bed.set_link(host.name(), true)?;
         bed.set_rate(host.name(), "unlimited")?;
+        // One that was not filled has nothing to give back.
+        pool::empty(host).ok();
         daemon::kill(host)?;
         faults::start(host)?;
     }

@@ -119,12 +119,9 @@ fn look_into(host: &Host) -> Result<Vec<String>> {
     lines.extend(processes(host)?);
     let mut files = Vec::new();
     list(&host.path("/run"), Path::new("/run"), RUN_DEPTH, &mut files);
-    list(
-        &host.layout.disk(host.name()),
-        &host.layout.disk(host.name()),
-        DISK_DEPTH,
-        &mut files,
-    );
+    // As the host sees it, which may have a disk of its own there.
+    let disk = host.layout.disk(host.name());
+    list(&host.path(&disk), &disk, DISK_DEPTH, &mut files);
     lines.extend(files);
     Ok(lines)
 }

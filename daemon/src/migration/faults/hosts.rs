@@ -34,7 +34,11 @@ pub fn destination<H: DestinationHost + 'static>(host: Arc<H>) -> Arc<dyn Destin
 
 /// A connection with a point at each message, sent and received.
 pub fn conversation<C: Control + 'static>(role: &'static str, control: C) -> Box<dyn Control> {
-    Box::new(Messages { role, control })
+    Box::new(Messages {
+        role,
+        control,
+        received: None,
+    })
 }
 
 fn failed(injected: Injected) -> HostError {
@@ -287,6 +291,8 @@ impl HeldRestore for Held {
 struct Messages<C> {
     role: &'static str,
     control: C,
+    /// What came and was not taken: whoever waits for it may do something else while the point is held.
+    received: Option<MigrateMessage>,
 }
 
 impl<C> Messages<C> {
@@ -308,10 +314,15 @@ impl<C: Control> Control for Messages<C> {
     }
 
     async fn receive(&mut self) -> Result<Option<MigrateMessage>, ControlError> {
-        let Some(message) = self.control.receive().await? else {
+        if self.received.is_none() {
+            self.received = self.control.receive().await?;
+        }
+        let Some(message) = &self.received else {
             return Ok(None);
         };
-        let point = self.point("receive", &message);
-        at(point, lost, async { Ok(Some(message)) }).await
+        let point = self.point("receive", message);
+        let passed = at(point, lost, async { Ok(()) }).await;
+        let message = self.received.take();
+        passed.map(|()| message)
     }
 }

@@ -44,7 +44,11 @@ pub async fn at<T, E>(
 ) -> Result<T, E> {
     let point = point.to_string();
     match planned(&point) {
-        None => work.await,
+        None => {
+            // Whoever was held here may have been given up and begun again.
+            held(&point).await;
+            work.await
+        }
         Some(Deed::KillBefore) => die(),
         Some(Deed::KillAfter) => {
             drop(work.await);
@@ -56,23 +60,17 @@ pub async fn at<T, E>(
             Err(fail(Injected))
         }
         Some(Deed::Hold) => {
+            hold(&point);
             held(&point).await;
             work.await
         }
     }
 }
 
-/// Says that the point was reached, and waits until a test has seen it and done what it wanted to.
-async fn held(point: &str) {
-    let Some(directory) = std::env::var_os(DIRECTORY) else {
-        return;
-    };
-    let mark = PathBuf::from(directory).join(format!("{point}.held"));
-    // One that cannot be written holds nothing: the test that waits for it says so.
-    if fs::write(&mark, "").is_ok() {
-        while mark.exists() {
-            tokio::time::sleep(AGAIN).await;
-        }
+/// Says that the point was reached. Where that cannot be written nothing is held: the test that waits for it says so.
+fn hold(point: &str) {
+    if let Some(mark) = mark(point) {
+        fs::write(mark, "").ok();
     }
 }
 
@@ -80,6 +78,19 @@ async fn held(point: &str) {
 pub fn told_boot_id() -> Option<String> {
     let directory = PathBuf::from(std::env::var_os(DIRECTORY)?);
     fs::read_to_string(directory.join("boot")).ok()
+}
+
+/// Waits until a test has seen that the point was reached and done what it wanted to.
+async fn held(point: &str) {
+    let Some(mark) = mark(point) else { return };
+    while mark.exists() {
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn mark(point: &str) -> Option<PathBuf> {
+    let directory = PathBuf::from(std::env::var_os(DIRECTORY)?);
+    Some(directory.join(format!("{point}.held")))
 }
 
 /// Takes what is planned for a point out of the plan.
@@ -152,7 +163,7 @@ mod tests {
             "source:thaw error\nsource:freeze kill-after\nsource:freeze error-after",
         )
         .unwrap();
-        let mut take = |point| take(dir.path(), point).unwrap();
+        let take = |point| take(dir.path(), point).unwrap();
         assert_eq!(take("source:free"), None);
         assert_eq!(take("source:freeze"), Some(Deed::KillAfter));
         assert_eq!(take("source:freeze"), Some(Deed::ErrorAfter));
