@@ -88,7 +88,9 @@ impl StateLock {
         if !lock(&file, || ENDING).map_err(failed)? {
             return Ok(None);
         }
-        file.write_all_at(GUARD, 0).map_err(failed)?;
+        // On a full disk it cannot be told whose the lock is: a daemon that starts meanwhile waits for it less long. That is no
+        // reason to leave what stands still as it is.
+        file.write_all_at(GUARD, 0).ok();
         Ok(Some(Self { file }))
     }
 }

@@ -26,6 +26,9 @@ pub(super) const VOLUME_DATA: &str = "_data";
 
 const OVERLAY_MAGIC: u64 = 0x794c_7630;
 
+/// What a try of the pool takes for a moment: three directories and a node.
+const PROBE_BYTES: u64 = 64 << 10;
+
 /// A pool that this process has to itself.
 pub(super) struct Pool {
     root: PathBuf,
@@ -182,6 +185,11 @@ impl Pool {
                 "it lies on an overlay file system, which cannot hold upper directories; choose a directory on ext4, \
                  XFS or btrfs",
             ));
+        }
+        if self.space()?.free_bytes < PROBE_BYTES {
+            // It was fit when it was filled. Whoever lets containers go on where a daemon has died opens it, too.
+            tracing::warn!(path = %self.root.display(), "the pool is full: whether it is fit was not tried");
+            return Ok(());
         }
         let probe = self.stage(self.root.join("never"))?;
         let upper = probe.path().join("upper");
