@@ -2,14 +2,26 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tranship_tests::counter::Counter;
+use tranship_tests::halfway::{is_in, signal_daemon};
 use tranship_tests::images::{self, REDIS_PORT};
+use tranship_tests::oracles::Inventory;
 use tranship_tests::owner::the_one_that_runs;
 use tranship_tests::scenario::Scenario;
 use tranship_tests::testbed::daemon;
+use tranship_tests::tranship::wait_for;
+
+/// From the command to the question that the destination is asked.
+const ASKED: Duration = Duration::from_millis(500);
+/// For a source to give up on a destination that does not answer.
+const NO_ANSWER: Duration = Duration::from_secs(25);
+/// What a client waits for at most while nothing happens to its server, on a loaded machine.
+const UNNOTICED_US: u64 = 1_000_000;
 
 /// What happens in the middle of a migration from a to b.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +66,65 @@ fn a_destination_that_is_cut_off_in_any_phase_loses_nothing() -> Result<()> {
         Blow::Unplug,
         &["reserve", "seed", "rounds", "freeze", "drain", "hold", "resume"],
     )
+}
+
+/// The destination's daemon is stopped before it answers the preflight's question.
+#[test]
+fn whoever_goes_away_in_the_preflight_leaves_the_container_alone() -> Result<()> {
+    let scenario = Scenario::begin(&["redis"])?;
+    let (a, b, client) = (scenario.host("a")?, scenario.host("b")?, scenario.host("client")?);
+    images::run_redis(a, "redis", "data", client)?;
+    let counter = Counter::start(client, a.address_of("redis", REDIS_PORT)?, "visits")?;
+    for blow in [Blow::Kill, Blow::Unplug, Blow::KillSource] {
+        let told = || format!("{blow:?} in the preflight");
+        let before = Inventory::take(scenario.bed()?)?;
+        let begun = Instant::now();
+        let outcome = strike_the_preflight(&scenario, blow).with_context(told)?;
+        let owner = the_one_that_runs("redis", a, b).with_context(told)?;
+        eprintln!("{}: {outcome} after {:.1?}", told(), begun.elapsed());
+        ensure!(
+            ["refused", "failed"].contains(&outcome.as_str()),
+            "{}: it is {outcome}",
+            told()
+        );
+        ensure!(owner.name() == "a", "{}: it is on {}", told(), owner.name());
+        before.expect_unchanged(scenario.bed()?).with_context(told)?;
+    }
+    let waited_us = counter.stop()?.checked()?.longest_stall_us();
+    ensure!(waited_us < UNNOTICED_US, "the client waited for {waited_us} us");
+    scenario.end()
+}
+
+/// Answers how the migration ended.
+fn strike_the_preflight(scenario: &Scenario, blow: Blow) -> Result<String> {
+    let (a, b, bed) = (scenario.host("a")?, scenario.host("b")?, scenario.bed()?);
+    signal_daemon(b, "STOP")?;
+    let id = a.tranship(&["migrate", "--detach", "redis", "b"])?;
+    sleep(ASKED);
+    ensure!(is_in(a, &id, "preflight")?, "it is not in its preflight");
+    match blow {
+        Blow::Kill => daemon::kill(b)?,
+        Blow::Unplug => bed.set_link("b", false)?,
+        Blow::KillSource => {
+            daemon::kill(a)?;
+            daemon::start(a)?;
+        }
+    }
+    let mut outcome = String::new();
+    wait_for("the source to have done with it", NO_ANSWER, || {
+        let record = a.tranship_json(&["migrate", "status", &id])?;
+        outcome = record["outcome"].as_str().unwrap_or_default().to_owned();
+        Ok(outcome != "running")
+    })?;
+    match blow {
+        Blow::Kill => daemon::start(b)?,
+        Blow::Unplug => {
+            signal_daemon(b, "CONT")?;
+            bed.set_link("b", true)?;
+        }
+        Blow::KillSource => signal_daemon(b, "CONT")?,
+    }
+    Ok(outcome)
 }
 
 fn in_each_phase(blow: Blow, phases: &[&str]) -> Result<()> {
