@@ -8,6 +8,8 @@
 mod actions;
 #[path = "model/carry.rs"]
 mod carry;
+#[path = "model/decide.rs"]
+mod decide;
 #[path = "model/explore.rs"]
 mod explore;
 #[path = "model/world.rs"]

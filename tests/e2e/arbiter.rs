@@ -1,13 +1,13 @@
 //! Hosts whose handoffs an etcd of three members decides: the loss of a source does not keep a destination waiting that is ready, who
 //! comes back finds it decided, and without etcd nothing new is handed over.
 
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tranship_tests::counter::Counter;
 use tranship_tests::etcd::Etcd;
 use tranship_tests::faults;
+use tranship_tests::halfway::{counted_on, hold_at_ready, state};
 use tranship_tests::images::{self, REDIS_PORT};
 use tranship_tests::oracles::is_frozen;
 use tranship_tests::owner::the_one_that_runs;
@@ -21,11 +21,7 @@ const AT_LAST: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A container runs again this long after its daemon has died.
 const GIVEN_BACK: Duration = Duration::from_secs(5);
-/// For a client to be answered some times.
-const A_WHILE: Duration = Duration::from_secs(1);
 
-/// The source hears here that the destination is ready; the next thing it does is to commit.
-const READY: &str = "source:receive-ready";
 /// It has committed, and is about to say so.
 const GO: &str = "source:send-go";
 
@@ -58,14 +54,6 @@ impl Field {
         Ok((self.scenario.host("a")?, self.scenario.host("b")?))
     }
 
-    /// Migrates until the destination is ready, and has said so, and the source has not heard it.
-    fn migrate_to_ready(&self) -> Result<()> {
-        let (a, _) = self.hosts()?;
-        faults::plan(a, &format!("{READY} hold"))?;
-        a.tranship(&["migrate", "--detach", "redis", "b"])?;
-        faults::wait_held(a, READY)
-    }
-
     /// One host runs the container, the client goes on as if nothing had happened, and it moves like any other.
     fn end(self, owner: &str) -> Result<()> {
         let Self {
@@ -74,11 +62,7 @@ impl Field {
             counter,
         } = self;
         let (a, b) = (scenario.host("a")?, scenario.host("b")?);
-        let runs = the_one_that_runs("redis", a, b)?;
-        ensure!(runs.name() == owner, "it is on {}", runs.name());
-        sleep(A_WHILE);
-        let counted = counter.stop()?.checked()?;
-        eprintln!("the client waited {} ms", counted.longest_stall_us() / 1000);
+        counted_on(owner, [a, b], counter)?;
         let (from, to) = if owner == "a" { (a, "b") } else { (b, "a") };
         from.migrate("redis", to).context("afterwards")?;
         let owner = etcd.owners()?;
@@ -102,15 +86,14 @@ impl Field {
 }
 
 fn runs(host: &Host) -> Result<bool> {
-    let found = host.try_tranship(&["inspect", "redis"])?;
-    Ok(found.status.success() && host.container("redis")?["state"] == "running")
+    Ok(state(host, "redis")? == "running")
 }
 
 #[test]
 fn a_destination_that_is_ready_goes_on_without_its_source() -> Result<()> {
     let field = Field::begin()?;
     let (a, b) = field.hosts()?;
-    field.migrate_to_ready()?;
+    hold_at_ready(a, "redis")?;
     switch_off(a)?;
     let gone = Instant::now();
     wait_for("the destination to run it by itself", AT_LAST, || runs(b))?;
@@ -125,7 +108,7 @@ fn whoever_was_first_has_decided_and_who_comes_back_finds_it_so() -> Result<()> 
     let field = Field::begin()?;
     let (a, b) = field.hosts()?;
     // The guard is first.
-    field.migrate_to_ready()?;
+    hold_at_ready(a, "redis")?;
     let id = a.container("redis")?["id"]
         .as_str()
         .unwrap_or_default()

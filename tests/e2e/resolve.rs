@@ -1,15 +1,14 @@
 //! Hosts that are gone: for a while, for ever, or switched off. A person decides where nobody else can, the host that comes back obeys,
 //! and what a destination cannot bring to run it gives back.
 
-use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tranship_tests::counter::Counter;
 use tranship_tests::faults;
+use tranship_tests::halfway::{READY, counted_on, hold_at_ready, state};
 use tranship_tests::images::{self, REDIS_PORT};
 use tranship_tests::oracles::is_frozen;
-use tranship_tests::owner::the_one_that_runs;
 use tranship_tests::power::switch_off;
 use tranship_tests::scenario::Scenario;
 use tranship_tests::testbed::{Host, daemon};
@@ -19,11 +18,6 @@ use tranship_tests::tranship::wait_for;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A host that comes back obeys within this time.
 const AT_LAST: Duration = Duration::from_secs(10);
-/// For a client to be answered some times.
-const A_WHILE: Duration = Duration::from_secs(1);
-
-/// The source hears here that the destination is ready; the next thing it does is to commit.
-const READY: &str = "source:receive-ready";
 
 /// Two hosts whose daemons obey plans, a Redis on a, and a client that counts.
 struct Field {
@@ -58,12 +52,9 @@ impl Field {
         Ok((self.scenario.host("a")?, self.scenario.host("b")?))
     }
 
-    /// Migrates until the destination is ready, and has said so, and the source has not heard it.
     fn migrate_to_ready(&self) -> Result<String> {
         let (a, _) = self.hosts()?;
-        faults::plan(a, &format!("{READY} hold"))?;
-        let id = a.tranship(&["migrate", "--detach", "redis", "b"])?;
-        faults::wait_held(a, READY)?;
+        let id = hold_at_ready(a, "redis")?;
         ensure!(is_frozen(a, &self.container)?, "it does not stand still");
         Ok(id)
     }
@@ -74,11 +65,7 @@ impl Field {
             scenario, counter, ..
         } = self;
         let (a, b) = (scenario.host("a")?, scenario.host("b")?);
-        let runs = the_one_that_runs("redis", a, b)?;
-        ensure!(runs.name() == owner, "it is on {}", runs.name());
-        sleep(A_WHILE);
-        let counted = counter.stop()?.checked()?;
-        eprintln!("the client waited {} ms", counted.longest_stall_us() / 1000);
+        counted_on(owner, [a, b], counter)?;
         let (from, to) = if owner == "a" { (a, b) } else { (b, a) };
         // What a host that was decided against has kept is in the way.
         if to.tranship(&["volume", "ls"])?.contains("data") {
@@ -101,22 +88,11 @@ fn epoch(host: &Host) -> Result<u64> {
     Ok(text.parse()?)
 }
 
-fn state(host: &Host) -> Result<String> {
-    let found = host.try_tranship(&["inspect", "redis"])?;
-    if !found.status.success() {
-        return Ok("none".to_owned());
-    }
-    Ok(host.container("redis")?["state"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned())
-}
-
 fn wait_state(host: &Host, wanted: &str, within: Duration) -> Result<()> {
     wait_for(
         &format!("the container on {} to be {wanted}", host.name()),
         within,
-        || Ok(state(host)? == wanted),
+        || Ok(state(host, "redis")? == wanted),
     )
 }
 
@@ -211,7 +187,11 @@ fn a_host_that_was_decided_against_obeys_also_when_it_runs_the_container() -> Re
         "its volume was not kept"
     );
     b.tranship(&["volume", "rm", "data"])?;
-    ensure!(state(a)? == "running", "on a it is {}", state(a)?);
+    ensure!(
+        state(a, "redis")? == "running",
+        "on a it is {}",
+        state(a, "redis")?
+    );
     // Its client was answered by both.
     drop(counter);
     a.migrate("redis", "b")?;

@@ -2,17 +2,23 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::counter::Counter;
+use crate::faults;
 use crate::owner::the_one_that_runs;
 use crate::testbed::{Host, daemon};
 use crate::tranship::wait_for;
 
 /// How often a migration is begun that went on too far.
 const ATTEMPTS: usize = 5;
+
+/// For a client to be answered some times.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 /// From one phase to the next, in daemons that nothing holds up.
 const SHORT: Duration = Duration::from_secs(5);
@@ -87,5 +93,47 @@ pub fn signal_daemon(host: &Host, name: &str) -> Result<()> {
 /// It is not there.
 pub fn signal(host: &Host, name: &str, pid: &str) -> Result<()> {
     host.run("kill", [format!("-{name}"), pid.to_owned()])?;
+    Ok(())
+}
+
+/// The source hears here that the destination is ready; the next thing it does is to commit.
+pub const READY: &str = "source:receive-ready";
+
+/// Moves a container from a to b, whose daemons obey plans, until b is ready and has said so. The source is held before it hears that.
+/// Answers the migration's id.
+///
+/// # Errors
+/// It does not come there.
+pub fn hold_at_ready(a: &Host, container: &str) -> Result<String> {
+    faults::plan(a, &format!("{READY} hold"))?;
+    let id = a.tranship(&["migrate", "--detach", container, "b"])?;
+    faults::wait_held(a, READY)?;
+    Ok(id)
+}
+
+/// A container's state on a host; `none` where nothing of it is there.
+///
+/// # Errors
+/// The daemon does not answer.
+pub fn state(host: &Host, container: &str) -> Result<String> {
+    let found = host.try_tranship(&["inspect", container])?;
+    if !found.status.success() {
+        return Ok("none".to_owned());
+    }
+    let state = &host.container(container)?["state"];
+    Ok(state.as_str().unwrap_or_default().to_owned())
+}
+
+/// Ends a client's counting after it was answered some times more, and checks that nothing was lost or repeated, on the host that is
+/// the only one to run the container and must be `owner`.
+///
+/// # Errors
+/// It is on another host, or an answer was wrong.
+pub fn counted_on(owner: &str, hosts: [&Host; 2], counter: Counter) -> Result<()> {
+    let runs = the_one_that_runs("redis", hosts[0], hosts[1])?;
+    ensure!(runs.name() == owner, "it is on {}", runs.name());
+    sleep(A_WHILE);
+    let counted = counter.stop()?.checked()?;
+    eprintln!("the client waited {} ms", counted.longest_stall_us() / 1000);
     Ok(())
 }

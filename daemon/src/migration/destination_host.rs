@@ -1,5 +1,7 @@
 //! What the destination role asks of this daemon.
 
+mod remains;
+
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{Discard, Relay, discard, remove_ghosts, was_released};
+use tranship_checkpoint::criu::Relay;
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Inspection, Resolution, Verdict};
@@ -18,7 +20,7 @@ use tranship_migrate::host::{
 use tranship_migrate::transport::{PageKeeper, TreeSink};
 use tranship_migrate::trees::TreeName;
 use tranship_proto::ids::{ContainerId, Digest, MigrationId, Name};
-use tranship_proto::v1::{ContainerState, Image, MigrationRole, Reserve, Standby};
+use tranship_proto::v1::{Image, MigrationRole, Reserve, Standby};
 
 use super::awake::Awake;
 use super::conductor::Shared;
@@ -215,56 +217,6 @@ impl LocalDestination {
         Ok(())
     }
 
-    /// Removes what a restore has left that was killed together with the daemon before, so that the same images can be
-    /// restored again.
-    ///
-    /// # Errors
-    /// Something of it could not be removed; restoring again would find it in its way.
-    pub async fn clear_killed_restore(&self) -> Result<(), HostError> {
-        let failed = |error: AnyError| HostError::new("clear what a killed restore left", error);
-        let (runtime, paths) = (
-            self.shared.runtime(),
-            self.shared.containers.paths(&self.container),
-        );
-        let request = Discard {
-            runc: runtime.runc.clone(),
-            runc_root: runtime.runc_root.clone(),
-            container: self.container.clone(),
-            cgroup: paths.cgroup.clone(),
-            rootfs: paths.rootfs(),
-        };
-        discard(&request, Instant::now() + REPLY)
-            .await
-            .map_err(|error| failed(error.into()))?;
-        let mut trees = vec![paths.rootfs()];
-        let anatomy = self
-            .shared
-            .containers
-            .anatomy(&self.container)
-            .await
-            .map_err(|error| failed(error.into()))?;
-        trees.extend(anatomy.volumes.into_iter().map(|volume| volume.path));
-        let images = self.images();
-        let removed = crate::blocking::run(move || remove_ghosts(&images, &trees)).await;
-        removed.map(drop).map_err(|error| failed(error.into()))
-    }
-
-    /// Whether the daemon before has registered the container as this host's own. It may have gone on since.
-    async fn was_adopted(&self) -> Result<bool, HostError> {
-        let failed = |error| HostError::new("find the container", error);
-        let containers = self.shared.registry().containers();
-        let here = containers.get(&self.container).await.map_err(failed)?;
-        let own = here.filter(|record| record.state != ContainerState::Receiving);
-        let gone = containers.tombstone(&self.container).await.map_err(failed)?;
-        let epoch = self.reserve.next_epoch;
-        Ok(own.is_some_and(|record| record.epoch >= epoch) || gone.is_some_and(|tomb| tomb.epoch >= epoch))
-    }
-
-    /// Whether the restored tasks have run, or may have. Only final when nothing of the restore is left.
-    fn was_released(&self) -> bool {
-        was_released(&self.work())
-    }
-
     /// Where CRIU works at the restore.
     fn work(&self) -> PathBuf {
         self.staging().join("restore")
@@ -275,18 +227,6 @@ impl LocalDestination {
         let network = container.spec.map(|spec| spec.network).unwrap_or_default();
         NetworkRequest::parse(&network, &container.ip, &container.mac, Vec::new())
             .map_err(|error| HostError::new("read the container's address", error))
-    }
-
-    /// The container runs already, as this process; whether it is on its network yet is not known.
-    async fn found_running(&self, pid: i32) -> Result<(), HostError> {
-        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let networks = self.shared.networks();
-        let found = networks
-            .find(&self.container, &self.network_request()?, &netns)
-            .await;
-        let found = found.map_err(|error| HostError::new("find the container's network", error))?;
-        self.restored_as(pid, found);
-        Ok(())
     }
 
     fn restored_as(&self, pid: i32, attachment: Option<Attachment>) {
@@ -565,23 +505,7 @@ impl DestinationHost for LocalDestination {
     }
 
     async fn inspect(&self) -> Result<Inspection, HostError> {
-        if self.was_adopted().await? {
-            return Ok(Inspection::WasAdopted);
-        }
-        let Some(pid) = self.shared.running(&self.container).await else {
-            // Whoever could still let the tasks go ends by this.
-            self.clear_killed_restore().await?;
-            // The mark is in memory.
-            let resuming = self.journal.rebooted_since("resuming").await;
-            let mark_gone = resuming.map_err(|error| HostError::new("read the journal", error))?;
-            return Ok(if mark_gone || self.was_released() {
-                Inspection::MayHaveRun
-            } else {
-                Inspection::NeverReleased
-            });
-        };
-        self.found_running(pid).await?;
-        Ok(Inspection::Runs)
+        self.look_for_tasks().await
     }
 
     fn has_arbiter(&self) -> bool {
