@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::Duration;
 
 use tranship_checkpoint::cgroup::CgroupVersion;
 use tranship_checkpoint::criu::probe::probe_runc;
@@ -21,6 +22,11 @@ use super::conductor::Shared;
 use super::mode;
 use super::usage::{memory_available_bytes, tree_bytes};
 use crate::containers::Anatomy;
+
+/// A question is asked so often where the connection breaks.
+const QUESTIONS: u32 = 3;
+/// For a connection that has broken to be given up.
+const RECONNECT: Duration = Duration::from_millis(100);
 
 /// Of a container's memory, what the destination needs in percent. Where it comes inside CRIU's images it is there twice for a
 /// moment: on a tmpfs, and in the tasks. Where it is filled in behind them, the store gives back what was used.
@@ -250,7 +256,7 @@ impl Shared {
         let unreachable = |error: AnyError| format!("{host} cannot be reached: {}", chain(error.as_ref()));
         let client = self.peers().control(host);
         let mut client = client.map_err(|error| unreachable(error.into()))?;
-        let mut asked = false;
+        let mut attempts = 1;
         loop {
             match tokio::time::timeout(REPLY, client.preflight(request.clone())).await {
                 Err(_) => {
@@ -259,8 +265,11 @@ impl Shared {
                     ));
                 }
                 // A status with a cause is none that the host has sent. Its daemon may have started again while it could not be seen:
-                // the connection to the one before breaks with the first question, and the second one has a new connection.
-                Ok(Err(status)) if !asked && status.source().is_some() => asked = true,
+                // the connection to the one before breaks with the first question, and a later one has a new connection.
+                Ok(Err(status)) if attempts < QUESTIONS && status.source().is_some() => {
+                    attempts += 1;
+                    tokio::time::sleep(RECONNECT).await;
+                }
                 Ok(Err(status)) => return Err(unreachable(status.message().to_owned().into())),
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
             }
