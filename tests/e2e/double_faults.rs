@@ -127,10 +127,10 @@ fn a_link_that_is_cut_while_daemons_recover_keeps_the_container_still_until_it_i
 
 #[test]
 #[ignore = "takes long: make faults"]
-fn a_container_that_cannot_be_restored_behind_the_commit_is_restored_when_it_can_be() -> Result<()> {
+fn a_container_that_cannot_be_restored_behind_the_commit_is_given_back() -> Result<()> {
     let mut field = Field::begin()?;
     for point in [GO, "destination:journal-resuming", "destination:release"] {
-        restored_in_the_end(&mut field, point);
+        given_back(&mut field, point);
     }
     field.end()
 }
@@ -268,33 +268,24 @@ fn cut_while_recovering(field: &mut Field, point: &str, victims: &[&str]) {
     );
 }
 
-/// The destination's daemon dies behind the commit, and the CRIU that is to restore the container once more fails until it is mended.
-fn restored_in_the_end(field: &mut Field, point: &str) {
+/// The destination's daemon dies behind the commit, and the CRIU that is to restore the container once more fails.
+fn given_back(field: &mut Field, point: &str) {
     let strike = |scenario: &Scenario| {
         let (a, b) = (scenario.host("a")?, scenario.host("b")?);
-        let record = a.container("redis")?;
-        let container = record["id"].as_str().context("a container has an id")?;
         held_at(scenario, point)?;
         daemon::kill(b)?;
         faults::forget_plans(b)?;
         break_criu(b, "CRIU_FAULT=6 exec \"$real\" \"$@\"")?;
         faults::start(b)?;
-        let since = Instant::now();
-        while since.elapsed() < 2 * APART {
-            ensure!(
-                is_frozen(a, container)?,
-                "it runs at a after {:?}",
-                since.elapsed()
-            );
-            let there = state(b)?;
-            ensure!(there != "running", "it runs at b with a broken CRIU");
-        }
+        wait_for("the source to run it again", REACHED, || {
+            Ok(state(a)? == "running")
+        })?;
         daemon::stop(b)?;
         mend_criu(b)?;
         faults::start(b)
     };
     let told = format!("at {point} the destination's daemon dies, and its CRIU cannot restore again");
-    field.attempt(&told, strike, |course| in_time(course, "b"));
+    field.attempt(&told, strike, |course| in_time(course, "a"));
 }
 
 /// Somebody asks both hosts for another migration of the container, to where it is on its way and to where nobody knows of it.
@@ -304,11 +295,12 @@ fn asked_twice(field: &mut Field, point: &str) {
         let id = held_at(scenario, point)?;
         let before = [state(a)?, state(b)?];
         let mut told = Vec::new();
+        // The first one may come to its end meanwhile.
         for to in ["b", "c"] {
             let why = refused(a, to)?;
             let after = state(a)?;
             ensure!(
-                after == before[0],
+                after == before[0] || after == "moved",
                 "at a it was {}, is {after} after {why}",
                 before[0]
             );
