@@ -186,7 +186,9 @@ impl Pool {
                  XFS or btrfs",
             ));
         }
-        if self.space()?.free_bytes < PROBE_BYTES {
+        let space = self.space()?;
+        // Some file systems do not say how large they are.
+        if space.total_bytes > 0 && space.free_bytes < PROBE_BYTES {
             // It was fit when it was filled. Whoever lets containers go on where a daemon has died opens it, too.
             tracing::warn!(path = %self.root.display(), "the pool is full: whether it is fit was not tried");
             return Ok(());
