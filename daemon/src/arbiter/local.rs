@@ -67,32 +67,22 @@ impl LocalArbiter {
         self.journal.append(step, handoff.epoch, data).await
     }
 
-    async fn try_commit(
+    /// Has it decided as `wanted`, unless it is decided already. A step after the final one would have recovery begin anew.
+    async fn decide(
         &self,
         handoff: &Handoff,
+        wanted: Decision,
         answered: &mut Option<Decision>,
     ) -> Result<Decision, JournalError> {
-        let decision = match self.read().await? {
-            Some(decision) => decision,
-            None => {
+        let decision = match (self.read().await?, wanted) {
+            (Some(decision), _) => decision,
+            (None, Decision::Committed) => {
                 self.append(SourceStep::Committed, handoff).await?;
-                Decision::Committed
+                wanted
             }
-        };
-        Ok(*answered.insert(decision))
-    }
-
-    async fn try_abandon(
-        &self,
-        handoff: &Handoff,
-        answered: &mut Option<Decision>,
-    ) -> Result<Decision, JournalError> {
-        // A step after the final one would have recovery begin anew.
-        let decision = match self.read().await? {
-            Some(decision) => decision,
-            None => {
+            (None, Decision::Abandoned) => {
                 self.append(SourceStep::Freezing, handoff).await?;
-                self.read().await?.unwrap_or(Decision::Abandoned)
+                self.read().await?.unwrap_or(wanted)
             }
         };
         Ok(*answered.insert(decision))
@@ -109,8 +99,8 @@ impl Arbiter for LocalArbiter {
         let mut answered = self.answered.lock().await;
         let decided = match *answered {
             Some(decision) => Ok(decision),
-            None if self.recovered => self.try_abandon(handoff, &mut answered).await,
-            None => self.try_commit(handoff, &mut answered).await,
+            None if self.recovered => self.decide(handoff, Decision::Abandoned, &mut answered).await,
+            None => self.decide(handoff, Decision::Committed, &mut answered).await,
         };
         decided.map_err(|error| unknown("the handoff is committed", error))
     }
@@ -119,7 +109,7 @@ impl Arbiter for LocalArbiter {
         let mut answered = self.answered.lock().await;
         let decided = match *answered {
             Some(decision) => Ok(decision),
-            None => self.try_abandon(handoff, &mut answered).await,
+            None => self.decide(handoff, Decision::Abandoned, &mut answered).await,
         };
         decided.map_err(|error| unknown("the handoff is abandoned", error))
     }

@@ -72,7 +72,10 @@ pub enum ConductorError {
         destination: String,
     },
     /// The copy was removed already.
-    #[error("there is no copy of container {0} here any more that could be taken back; nothing was changed")]
+    #[error(
+        "there is no copy of container {0} here any more that could be taken back: the destination has had it, look there; nothing was \
+         changed"
+    )]
     NothingHere(String),
     /// It was tried, and the end of it was not seen.
     #[error(
@@ -83,7 +86,9 @@ pub enum ConductorError {
     #[error(transparent)]
     Options(#[from] OptionError),
     /// It is past the point where it could be stopped.
-    #[error("migration {id} is past its commit: the container belongs to {destination}")]
+    #[error(
+        "migration {id} is past its commit: the container belongs to {destination}; to have it back, migrate it from there"
+    )]
     TooLate {
         /// Which.
         id: String,

@@ -283,10 +283,10 @@ impl Shared {
         let host = self.host_name();
         match (request.arbiter, self.arbiter.is_some()) {
             (true, false) => reasons.push(format!(
-                "handoffs from there are decided by etcd, and {host} has no `[cluster] etcd`"
+                "etcd decides handoffs from the source, and {host} has no `[cluster] etcd`: configure it on both, or on neither"
             )),
             (false, true) => reasons.push(format!(
-                "handoffs to {host} are decided by etcd, and the source has no `[cluster] etcd`"
+                "etcd decides handoffs to {host}, and the source has no `[cluster] etcd`: configure it on both, or on neither"
             )),
             _ => {}
         }
