@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod criu;
 pub mod freeze;
 pub mod memory;
+mod packet;
 pub mod process_tree;
 mod sys;
 pub mod throttle;

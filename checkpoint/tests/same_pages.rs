@@ -16,7 +16,9 @@ use support::{Side, criu, end_of, loopback_up, soon, wait_until};
 use tranship_checkpoint::criu::{Dump, Memory, Operation, Relay, RestoreError};
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory::images::{all_present, read_pagemap, write_pagemaps, write_present};
-use tranship_checkpoint::memory::{PAGE_BYTES, PageBatch, PageSink, ResidentPages, SinkClosed, Tracker};
+use tranship_checkpoint::memory::{
+    Injector, PAGE_BYTES, PageBatch, PageSink, ResidentPages, SinkClosed, Tracker,
+};
 
 /// The pages of all processes.
 type Pages = BTreeMap<(u32, u64), Vec<u8>>;
@@ -206,7 +208,11 @@ async fn compared(words: &str) -> Side {
     let side = running(words);
     let freezer = Freezer::of_cgroup(&side.cgroup).unwrap();
     let mut sent = Sent::default();
-    let mut tracker = Tracker::attach(&side.cgroup).unwrap();
+    let mut tracker = Tracker::attach(
+        &side.cgroup,
+        Injector::new(Path::new(env!("CARGO_BIN_EXE_tranship-injector"))),
+    )
+    .unwrap();
     for round in 0..4 {
         match round {
             2 => tracker.listing_round(&mut sent).unwrap(),

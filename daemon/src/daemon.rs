@@ -175,6 +175,7 @@ fn runtime(config: &Config, paths: &Paths) -> Result<Runtime, OpenError> {
     };
     let monitor = program(&libexec, "tranship-monitor")?;
     let filler = program(&libexec, "tranship-filler")?;
+    let injector = program(&libexec, "tranship-injector")?;
     let relay = program(&libexec, "tranship-criu")?;
     let link = paths.criu_path().join("criu");
     point(&link, &relay).map_err(|source| OpenError::Directory { path: link, source })?;
@@ -184,6 +185,7 @@ fn runtime(config: &Config, paths: &Paths) -> Result<Runtime, OpenError> {
         criu_path_dir: paths.criu_path(),
         monitor,
         filler,
+        injector,
     })
 }
 

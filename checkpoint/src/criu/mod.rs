@@ -14,7 +14,6 @@ pub mod ghosts;
 pub(crate) mod leftovers;
 pub mod log;
 pub mod options;
-pub(crate) mod packet;
 pub mod pre_dump;
 pub mod probe;
 pub mod process;

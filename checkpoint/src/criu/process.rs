@@ -25,10 +25,10 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 
 use super::options;
-use super::packet;
 use super::rpc::{self, Malformed, Setting, kind, option};
 use super::unprivileged::Permission;
 use super::wire::{AREAS_NAME, JOURNAL_NAME, Memory, Operation, environment};
+use crate::packet;
 use crate::sys::inherited;
 use crate::sys::undo::Undo;
 use crate::sys::view::View;

@@ -11,17 +11,19 @@
 //!   -> userfaultfd -> [end of call] pidfd_getfd -> close -> [end of call]
 //!   -> interrupt -> [stopped] mask, registers -> detach
 //! ```
-//! From the first change of a register on, the work is never given up while the thread lives: it is done by a thread of
-//! its own, which goes on waiting when the caller has stopped to.
+//! From the first change of a register on, the work is never given up while the thread lives. If the tracer ended meanwhile, the
+//! thread would run on with registers that are not its own; so this is done by a process that does nothing else and outlives the
+//! daemon ([`super::injector`]).
 
+use std::borrow::Cow;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::slice;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use serde::{Deserialize, Serialize};
 
 use super::areas::{self, Area, Kind};
 use crate::sys::ptrace::{Registers, Stop, Tracee, Until};
@@ -29,8 +31,6 @@ use crate::sys::{userfaultfd, vm};
 
 /// A thread that does not come to a stop in this time is let go: it sleeps uninterruptibly, or is frozen.
 const STOP: Duration = Duration::from_millis(100);
-/// The caller waits this long for the whole.
-const ALL: Duration = Duration::from_secs(5);
 /// The two bytes of the instruction `syscall`.
 const INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 /// How much of an executable area is searched for it.
@@ -48,7 +48,7 @@ const FAULTS: [i32; 5] = [
 ];
 
 /// Why a process gave no userfaultfd. It runs on undisturbed; its memory is read when it is frozen.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Serialize, Deserialize, thiserror::Error)]
 pub enum InjectError {
     /// It has ended.
     #[error("process {pid} has ended")]
@@ -72,7 +72,7 @@ pub enum InjectError {
         /// The process.
         pid: i32,
         /// What it is or does.
-        what: &'static str,
+        what: Cow<'static, str>,
     },
     /// It was refused the descriptor.
     #[error("process {pid} is refused a userfaultfd: {source}")]
@@ -80,6 +80,7 @@ pub enum InjectError {
         /// The process.
         pid: i32,
         /// What the kernel told it.
+        #[serde(with = "number")]
         source: io::Error,
     },
     /// It cannot be traced.
@@ -88,8 +89,9 @@ pub enum InjectError {
         /// The process.
         pid: i32,
         /// What failed.
-        step: &'static str,
+        step: Cow<'static, str>,
         /// Why.
+        #[serde(with = "number")]
         source: io::Error,
     },
 }
@@ -103,33 +105,40 @@ pub struct Taken {
     pub stalled: Duration,
 }
 
-/// Takes a userfaultfd out of the process `pid`; `seccomp` says whether it has a filter. Blocks up to some seconds, 0.1 to
-/// 0.4 ms where nothing is in the way.
-pub fn take_userfaultfd(pid: i32, seccomp: bool) -> Result<Taken, InjectError> {
-    let (answer, answered) = mpsc::sync_channel(1);
-    let work = move || {
-        // A caller that no longer waits lets go of the descriptor with the answer.
-        let _ = answer.send(take(pid, seccomp));
-    };
-    std::thread::Builder::new()
-        .name("inject".to_owned())
-        .spawn(work)
-        .map_err(|source| trace(pid, "a thread for it", source))?;
-    answered.recv_timeout(ALL).unwrap_or(Err(InjectError::Busy {
-        pid,
-        waited_ms: ALL.as_millis(),
-    }))
+/// An error of the kernel on its way to another process.
+mod number {
+    use std::io;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(error: &io::Error, to: S) -> Result<S::Ok, S::Error> {
+        error.raw_os_error().unwrap_or(libc::EIO).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<io::Error, D::Error> {
+        i32::deserialize(from).map(io::Error::from_raw_os_error)
+    }
 }
 
+/// What `step` has failed with: where the process has ended, that.
 fn trace(pid: i32, step: &'static str, source: io::Error) -> InjectError {
     if source.raw_os_error() == Some(libc::ESRCH) || source.kind() == io::ErrorKind::NotFound {
         InjectError::Gone { pid }
     } else {
-        InjectError::Trace { pid, step, source }
+        InjectError::Trace {
+            pid,
+            step: step.into(),
+            source,
+        }
     }
 }
 
-fn take(pid: i32, seccomp: bool) -> Result<Taken, InjectError> {
+/// Takes a userfaultfd out of the process `pid`; `seccomp` says whether it has a filter. Blocks for 0.1 to 0.4 ms where nothing is
+/// in the way, and else for as long as a thread takes that was made to do a call.
+///
+/// # Errors
+/// There is none. The process runs on undisturbed.
+pub fn take_userfaultfd(pid: i32, seccomp: bool) -> Result<Taken, InjectError> {
     let step = |step| move |source: io::Error| trace(pid, step, source);
     // Everything that can be done while it still runs.
     let instruction = find_instruction(pid)?;
@@ -163,7 +172,7 @@ fn find_instruction(pid: i32) -> Result<u64, InjectError> {
         .map_err(|source| trace(pid, "its code", source))?
         .ok_or(InjectError::Kind {
             pid,
-            what: "has no readable code with a system call in it",
+            what: "has no readable code with a system call in it".into(),
         })
 }
 
@@ -260,7 +269,12 @@ impl Held {
     fn examine(pid: i32, tracee: &Tracee, instruction: u64) -> Result<(Registers, u64), InjectError> {
         let step = |step| move |source: io::Error| trace(pid, step, source);
         let mut registers = tracee.registers().map_err(step("registers"))?;
-        let kind = |what| Err(InjectError::Kind { pid, what });
+        let kind = |what: &'static str| {
+            Err(InjectError::Kind {
+                pid,
+                what: what.into(),
+            })
+        };
         if registers.cs != CODE_64_BIT {
             return kind("runs 32-bit code");
         }
@@ -332,7 +346,7 @@ impl Held {
                 Some(Stop::Signal(signal)) if FAULTS.contains(&signal) => {
                     return Err(InjectError::Kind {
                         pid,
-                        what: "faults in a system call that it is made to do",
+                        what: "faults in a system call that it is made to do".into(),
                     });
                 }
                 Some(Stop::Signal(signal)) => self.signals.push(signal),

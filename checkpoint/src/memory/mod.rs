@@ -5,6 +5,7 @@ mod direct;
 pub mod fill;
 pub mod images;
 mod inject;
+pub mod injector;
 mod page_set;
 mod pages;
 mod process;
@@ -14,6 +15,7 @@ mod store;
 mod tracker;
 mod untracked;
 
+pub use injector::Injector;
 pub use pages::{PageBatch, PageSink, ResidentPages, SinkClosed};
 pub use store::{MissingPage, PageStore, StoreError};
 pub use tracker::{RoundReport, TrackError, Tracker, supported};

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use super::areas::{self, Area, Kind};
 use super::direct::{self, Unsettled};
-use super::inject::{self, InjectError};
+use super::inject::InjectError;
+use super::injector::Injector;
 use super::page_set::PageSet;
 use super::read::{Reader, Source, Totals};
 use super::scan::{Abilities, Follower, Listing, Scratch, failed, has_ended, is_followed};
@@ -147,7 +148,7 @@ impl Process {
 
     /// Takes a userfaultfd out of it, unless it has been tried, or it runs in its parent's memory as between `vfork`
     /// and `exec`. One that gives none stays as it is, and only its own end is an error.
-    pub fn track(&mut self, abilities: Abilities) -> Result<(), TrackError> {
+    pub fn track(&mut self, abilities: Abilities, injector: &mut Injector) -> Result<(), TrackError> {
         if self.userfaultfd.is_some() || self.attempts == 0 {
             return Ok(());
         }
@@ -155,7 +156,7 @@ impl Process {
         if status.parent > 0 && ptrace::share_memory(self.pid, status.parent).unwrap_or(false) {
             return Ok(());
         }
-        match inject::take_userfaultfd(self.pid, status.seccomp) {
+        match injector.take(self.pid, status.seccomp) {
             Ok(taken) => {
                 self.stalled = taken.stalled;
                 let made = Userfaultfd::new(taken.fd, abilities.userfaultfd);

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::injector::Injector;
 use super::process::Process;
 use super::read::Totals;
 use super::scan::{Abilities, Scratch};
@@ -91,6 +92,7 @@ pub struct RoundReport {
 pub struct Tracker {
     cgroup: String,
     abilities: Abilities,
+    injector: Injector,
     processes: BTreeMap<i32, Process>,
     scratch: Scratch,
 }
@@ -98,10 +100,11 @@ pub struct Tracker {
 impl Tracker {
     /// Takes a userfaultfd out of every process of the cgroup, sub-cgroups included; each stands still for some tenths
     /// of a millisecond. A process that gives none is read when it is frozen.
-    pub fn attach(cgroup: &str) -> Result<Self, TrackError> {
+    pub fn attach(cgroup: &str, injector: Injector) -> Result<Self, TrackError> {
         let mut tracker = Self {
             cgroup: cgroup.to_owned(),
             abilities: abilities()?,
+            injector,
             processes: BTreeMap::new(),
             scratch: Scratch::default(),
         };
@@ -220,7 +223,7 @@ impl Tracker {
     fn track_processes(&mut self) -> Result<(), TrackError> {
         let mut gone = Vec::new();
         for process in self.processes.values_mut() {
-            match process.track(self.abilities) {
+            match process.track(self.abilities, &mut self.injector) {
                 Err(TrackError::Gone { pid }) => gone.push(pid),
                 other => other?,
             }

@@ -6,10 +6,13 @@ mod sys;
 mod workload;
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::{Store, Workload};
-use tranship_checkpoint::memory::{PageBatch, PageSink, ResidentPages, SinkClosed, Tracker};
+use tranship_checkpoint::memory::{Injector, PageBatch, PageSink, ResidentPages, SinkClosed, Tracker};
+use tranship_checkpoint::process_tree;
 
 /// Not a test: what the tests start as a process of its own.
 #[test]
@@ -20,6 +23,11 @@ fn workload() {
     }
 }
 
+fn attach(cgroup: &str) -> Tracker {
+    let injector = Injector::new(Path::new(env!("CARGO_BIN_EXE_tranship-injector")));
+    Tracker::attach(cgroup, injector).unwrap()
+}
+
 /// Rounds while the workload runs, then the end while it stands still, and the comparison.
 fn follow(name: &str, rounds: usize) {
     follow_workload(&Workload::start(name), rounds);
@@ -27,7 +35,7 @@ fn follow(name: &str, rounds: usize) {
 
 fn follow_workload(workload: &Workload, rounds: usize) {
     let mut store = Store::default();
-    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let mut tracker = attach(&workload.cgroup);
     for round in 0..rounds {
         // What is listed while it runs must hold until it stands still.
         if round == rounds / 2 {
@@ -81,7 +89,7 @@ fn random_writes_are_all_seen() {
 #[test]
 fn namespaces_are_no_hindrance() {
     let workload = Workload::start_in_namespaces("rewrite");
-    let tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let tracker = attach(&workload.cgroup);
     assert!(tracker.longest_stall() > Duration::ZERO);
     drop(tracker);
     follow_workload(&workload, 3);
@@ -124,7 +132,7 @@ fn memory_that_nobody_may_read_or_write_arrives_too() {
 fn a_program_that_becomes_another_is_followed_anew() {
     let mut workload = Workload::start("exec");
     let mut store = Store::default();
-    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let mut tracker = attach(&workload.cgroup);
     tracker.round(store.next_round()).unwrap();
     workload.tell("g\n");
     let mut rounds = 0;
@@ -146,7 +154,7 @@ fn a_program_that_becomes_another_is_followed_anew() {
 fn a_hundred_gibibytes_reserved_cost_nothing() {
     let workload = Workload::start("reserved");
     let mut store = Store::default();
-    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let mut tracker = attach(&workload.cgroup);
     let first = tracker.round(store.next_round()).unwrap();
     assert!(first.scanned_bytes > 100 << 30);
     assert!(store.bytes < 16 << 20, "{}", store.bytes);
@@ -161,7 +169,7 @@ fn a_hundred_gibibytes_reserved_cost_nothing() {
 fn ten_thousand_areas_are_followed() {
     let workload = Workload::start("areas");
     let mut store = Store::default();
-    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let mut tracker = attach(&workload.cgroup);
     let first = Instant::now();
     tracker.round(store.next_round()).unwrap();
     let (first, later) = (first.elapsed(), Instant::now());
@@ -180,7 +188,7 @@ fn calls_that_block_end_as_if_nothing_had_been() {
             // In the middle of each call, several times.
             for _ in 0..5 {
                 std::thread::sleep(Duration::from_millis(20));
-                drop(Tracker::attach(&cgroup).unwrap());
+                drop(attach(&cgroup));
             }
             if wait == 3 {
                 workload.tell("x");
@@ -199,7 +207,7 @@ fn signals_are_neither_lost_nor_do_they_hurt() {
     std::thread::scope(|scope| {
         let heard = scope.spawn(|| workload.hear());
         while !heard.is_finished() {
-            drop(Tracker::attach(&cgroup).unwrap());
+            drop(attach(&cgroup));
             taken += 1;
         }
         assert_eq!(heard.join().unwrap(), "fine");
@@ -213,7 +221,7 @@ fn a_process_that_ends_in_the_middle_is_passed_over() {
         let workload = Workload::start("short");
         std::thread::sleep(Duration::from_millis(delay * 2));
         let mut store = Store::default();
-        let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+        let mut tracker = attach(&workload.cgroup);
         let end = Instant::now() + Duration::from_millis(60);
         while Instant::now() < end {
             tracker.round(store.next_round()).unwrap();
@@ -227,11 +235,51 @@ fn a_process_that_ends_in_the_middle_is_passed_over() {
 fn what_a_disk_writes_into_memory_is_seen() {
     let workload = Workload::start("direct");
     let mut store = Store::default();
-    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let mut tracker = attach(&workload.cgroup);
     for _ in 0..100 {
         tracker.round(store.next_round()).unwrap();
     }
     finish_once(&workload, &mut tracker, &mut store);
+}
+
+/// Not a test: follows a workload anew again and again, until it is killed.
+#[test]
+#[ignore = "what another test kills"]
+fn follower() {
+    if let Ok(cgroup) = std::env::var("FOLLOWED") {
+        loop {
+            drop(attach(&cgroup));
+        }
+    }
+}
+
+/// Nearly all of a follower's time goes into the injected calls, so most of these kills come in the middle of one.
+#[test]
+fn a_follower_that_is_killed_at_any_moment_leaves_every_process_as_it_was() {
+    let workload = Workload::start("calculators");
+    let all = process_tree::pids(&workload.cgroup).unwrap();
+    assert!(all.len() > 16, "{all:?}");
+    for number in 0..60 {
+        let mut follower = Command::new(std::env::current_exe().unwrap())
+            .args(["follower", "--exact", "--ignored", "--nocapture"])
+            .env("FOLLOWED", &workload.cgroup)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(40) + Duration::from_micros(137 * number));
+        assert_eq!(follower.try_wait().unwrap(), None);
+        follower.kill().unwrap();
+        follower.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let left = process_tree::pids(&workload.cgroup).unwrap();
+        assert_eq!(left, all, "after {number} that were killed");
+    }
+    for pid in &all {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("TracerPid:\t0\n"), "{status}");
+    }
+    let report = attach(&workload.cgroup).round(&mut Nothing).unwrap();
+    assert_eq!((report.processes, report.untracked), (all.len(), 0));
 }
 
 /// Throws everything away.
@@ -272,7 +320,7 @@ fn figures() {
     println!("writes a second, alone: {}", speed(&mut workload));
     let mut stalls = Vec::new();
     for _ in 0..100 {
-        let tracker = Tracker::attach(&workload.cgroup).unwrap();
+        let tracker = attach(&workload.cgroup);
         stalls.push(tracker.longest_stall());
     }
     stalls.sort_unstable();
@@ -280,7 +328,7 @@ fn figures() {
         "injection: median {:?}, p95 {:?}, worst {:?}",
         stalls[50], stalls[95], stalls[99]
     );
-    let mut tracker = Tracker::attach(&workload.cgroup).unwrap();
+    let mut tracker = attach(&workload.cgroup);
     for number in 0..6 {
         let start = busy();
         let report = tracker.round(&mut Nothing).unwrap();

@@ -54,6 +54,7 @@ pub fn run(name: &str) {
         "direct" => direct(),
         "figures" => figures(),
         "short" => short(),
+        "calculators" => calculators(),
         other => panic!("no workload {other}"),
     }
 }
@@ -352,4 +353,28 @@ fn short() {
     fill(memory);
     say("ready");
     std::thread::sleep(Duration::from_millis(30));
+}
+
+/// Processes that calculate the same thing again and again, between system calls, and end when it comes out wrong.
+fn calculators() {
+    for seed in 1..=16 {
+        sys::fork(|| {
+            let result = || {
+                let mut random = Random(seed);
+                for step in 0..20_000 {
+                    random.next();
+                    if step % 1000 == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+                random.next()
+            };
+            let first = result();
+            while result() == first {}
+        });
+    }
+    say("ready");
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
 }

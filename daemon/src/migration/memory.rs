@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tranship_checkpoint::memory::images::{read_pagemap, write_pagemaps, write_present};
 use tranship_checkpoint::memory::{
-    PageBatch, PageSink, PageStore, RoundReport, SinkClosed, TrackError, Tracker,
+    Injector, PageBatch, PageSink, PageStore, RoundReport, SinkClosed, TrackError, Tracker,
 };
 use tranship_migrate::error::HostError;
 use tranship_migrate::host::{MemoryReader, ReadError, RoundFacts};
@@ -38,12 +38,12 @@ pub struct LocalMemory {
 }
 
 impl LocalMemory {
-    /// Begins to follow the container in `cgroup`; the list of its pages goes into `images` at last.
+    /// Begins to follow the container in `cgroup`, by the program `tranship-injector`; the list of its pages goes into `images` at last.
     ///
     /// # Errors
     /// The kernel cannot, or the container is gone.
-    pub fn follow(cgroup: &str, images: PathBuf) -> Result<Self, HostError> {
-        let tracker = Tracker::attach(cgroup);
+    pub fn follow(cgroup: &str, injector: &Path, images: PathBuf) -> Result<Self, HostError> {
+        let tracker = Tracker::attach(cgroup, Injector::new(injector));
         let tracker = tracker.map_err(|error| HostError::new("follow the container's memory", error))?;
         Ok(Self { tracker, images })
     }

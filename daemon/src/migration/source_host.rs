@@ -281,7 +281,8 @@ impl SourceHost for LocalSource {
         let (cgroup, images) = (self.anatomy.paths.cgroup.clone(), self.staging().join("images"));
         self.live.store(true, Ordering::Release);
         *self.cpu.lock().await = Some(CpuShare::measure(&cgroup)?);
-        let following = crate::blocking::run(move || LocalMemory::follow(&cgroup, images));
+        let injector = self.shared.runtime().injector.clone();
+        let following = crate::blocking::run(move || LocalMemory::follow(&cgroup, &injector, images));
         Ok(Box::new(following.await?))
     }
 

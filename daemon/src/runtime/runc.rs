@@ -30,6 +30,8 @@ pub struct Runtime {
     pub monitor: PathBuf,
     /// The program `tranship-filler`.
     pub filler: PathBuf,
+    /// The program `tranship-injector`.
+    pub injector: PathBuf,
 }
 
 /// What runc says of a container.

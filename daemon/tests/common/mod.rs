@@ -41,7 +41,7 @@ impl Home {
         let monitor = env!("CARGO_BIN_EXE_tranship-monitor");
         std::os::unix::fs::symlink(monitor, libexec.join("tranship-monitor")).unwrap();
         // Nothing is checkpointed here: whoever tried would hear of it.
-        for program in ["tranship-criu", "tranship-filler"] {
+        for program in ["tranship-criu", "tranship-filler", "tranship-injector"] {
             std::os::unix::fs::symlink("/bin/false", libexec.join(program)).unwrap();
         }
         Self {

@@ -48,8 +48,9 @@ impl Bed {
             runc_root: place.join("runc"),
             criu_path_dir: place.join("criu-path"),
             monitor: env!("CARGO_BIN_EXE_tranship-monitor").into(),
-            // No container of these tests was migrated.
+            // No container of these tests is migrated.
             filler: "/nonexistent/tranship-filler".into(),
+            injector: "/nonexistent/tranship-injector".into(),
         };
         for directory in [&paths.bundle, &runtime.criu_path_dir] {
             fs::create_dir_all(directory).unwrap();

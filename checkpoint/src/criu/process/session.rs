@@ -12,7 +12,6 @@ use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{DaemonLink, Guard, ProcessError, children, in_words, lost, passed_on};
-use crate::criu::packet::{self, Packet};
 use crate::criu::rpc::{self, kind};
 use crate::criu::unprivileged::Permission;
 use crate::criu::wire::{
@@ -21,6 +20,7 @@ use crate::criu::wire::{
 };
 use crate::freeze::Freezer;
 use crate::monotonic_us;
+use crate::packet::{self, Packet};
 use crate::sys::view::View;
 
 /// How long a daemon that is connected but says nothing may hold CRIU. It ends a hold that everybody has forgotten;

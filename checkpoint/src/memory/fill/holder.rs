@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::wire::{FromHolder, ToHolder};
-use crate::criu::packet::{self, Packet};
+use crate::packet::{self, Packet};
 
 /// Name of the filler's socket for its holder, in the directory where CRIU works.
 pub(super) const SOCKET_NAME: &str = "holder.sock";
