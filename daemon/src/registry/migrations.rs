@@ -65,7 +65,7 @@ impl Migrations<'_> {
     /// # Errors
     /// [`RegistryError::Exists`] when this role's record is there already.
     pub async fn insert(&self, record: MigrationRecord) -> Result<(), RegistryError> {
-        let work = move |db: &Transaction<'_>| write(db, &record, "INSERT");
+        let work = move |db: &Transaction<'_>| write(db, &record, "");
         self.0.transaction(TABLE, "insert a migration", work).await
     }
 
@@ -74,7 +74,9 @@ impl Migrations<'_> {
     /// # Errors
     /// The database cannot be written.
     pub async fn update(&self, record: MigrationRecord) -> Result<(), RegistryError> {
-        let work = move |db: &Transaction<'_>| write(db, &record, "REPLACE");
+        let changed = "ON CONFLICT (id, role) DO UPDATE SET container_id = ?3, peer = ?4, phase = ?5, outcome = ?6, record = ?7,
+                       boot_id = ?8, created_ms = ?9, updated_ms = ?10";
+        let work = move |db: &Transaction<'_>| write(db, &record, changed);
         self.0.transaction(TABLE, "change a migration", work).await
     }
 
@@ -99,11 +101,8 @@ impl Migrations<'_> {
     /// # Errors
     /// The database cannot be read.
     pub async fn list(&self) -> Result<Vec<MigrationRecord>, RegistryError> {
-        self.select(
-            "list migrations",
-            "SELECT * FROM migrations ORDER BY created_ms, id",
-        )
-        .await
+        self.select("list migrations", "SELECT * FROM migrations ORDER BY rowid")
+            .await
     }
 
     /// The records without an outcome, and those whose outcome is unknown: recovery's work.
@@ -111,8 +110,7 @@ impl Migrations<'_> {
     /// # Errors
     /// The database cannot be read.
     pub async fn unfinished(&self) -> Result<Vec<MigrationRecord>, RegistryError> {
-        let sql =
-            "SELECT * FROM migrations WHERE outcome IN ('unspecified', 'unknown') ORDER BY created_ms, id";
+        let sql = "SELECT * FROM migrations WHERE outcome IN ('unspecified', 'unknown') ORDER BY rowid";
         self.select("list unfinished migrations", sql).await
     }
 
@@ -123,7 +121,7 @@ impl Migrations<'_> {
     pub async fn of_container(&self, id: &ContainerId) -> Result<Vec<MigrationRecord>, RegistryError> {
         let id = id.clone();
         let work = move |db: &Transaction<'_>| {
-            let sql = "SELECT * FROM migrations WHERE container_id = ?1 ORDER BY created_ms, id";
+            let sql = "SELECT * FROM migrations WHERE container_id = ?1 ORDER BY rowid";
             db.prepare(sql)?.query_map([Text(&id)], read)?.collect()
         };
         self.0
@@ -201,10 +199,11 @@ impl Migrations<'_> {
     }
 }
 
-fn write(db: &Transaction<'_>, record: &MigrationRecord, verb: &str) -> rusqlite::Result<()> {
+/// A row keeps its place when it is changed, so that the order of rows is that in which migrations began, whatever the clock said.
+fn write(db: &Transaction<'_>, record: &MigrationRecord, conflict: &str) -> rusqlite::Result<()> {
     let sql = format!(
-        "{verb} INTO migrations (id, role, container_id, peer, phase, outcome, record, boot_id, created_ms, updated_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+        "INSERT INTO migrations (id, role, container_id, peer, phase, outcome, record, boot_id, created_ms, updated_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) {conflict}"
     );
     let migration = &record.migration;
     let values = (
@@ -339,6 +338,31 @@ mod tests {
             let error = connection.execute(sql, []).unwrap_err().to_string();
             assert!(error.contains("only appended to"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_began_first_comes_first_whatever_the_clock_said_and_whatever_changed_since() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&dir.path().join("r.db")).unwrap();
+        let migrations = registry.migrations();
+        let ids: Vec<_> = (0..4).map(|_| MigrationId::generate()).collect();
+        let order = || async {
+            let all = migrations.list().await.unwrap();
+            all.into_iter()
+                .map(|record| record.migration.id.parse().unwrap())
+                .collect::<Vec<MigrationId>>()
+        };
+        for (id, created_ms) in ids.iter().zip([7000, 3000, 9000, 1000]) {
+            let begun = record(*id, MigrationOutcome::Unspecified);
+            let begun = MigrationRecord { created_ms, ..begun };
+            migrations.update(begun).await.unwrap();
+        }
+        assert_eq!(order().await, ids);
+        migrations
+            .update(record(ids[1], MigrationOutcome::Done))
+            .await
+            .unwrap();
+        assert_eq!(order().await, ids);
     }
 
     #[tokio::test]
