@@ -11,6 +11,7 @@ use tranship_checkpoint::process_tree;
 use tranship_migrate::control::Conversation;
 use tranship_migrate::deadlines::RESUME;
 use tranship_migrate::error::{HostError, chain};
+use tranship_migrate::handoff::SourceOutcome;
 use tranship_migrate::source::{Plan, Source, SourceEnd};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{
@@ -222,29 +223,6 @@ impl Shared {
             }
         }
     }
-
-    /// A record's last state into the registry, and off the board.
-    pub async fn close(&self, id: MigrationId, record: Migration) {
-        if let Err(error) = self.store(record.clone()).await {
-            tracing::error!(migration_id = %id, error = %chain(&error), "the migration's record could not be written");
-        }
-        self.board.change(id, |shown| *shown = record);
-        self.board.take(id);
-        crate::blocking::run(crate::sys::heap::trim).await;
-    }
-
-    /// Writes a record.
-    pub async fn store(&self, migration: Migration) -> Result<(), RegistryError> {
-        let created_ms = migration.started_ms;
-        let boot_id = crate::boot::id().to_owned();
-        let record = MigrationRecord {
-            migration,
-            boot_id,
-            created_ms,
-            updated_ms: now_ms(),
-        };
-        self.registry().migrations().update(record).await
-    }
 }
 
 impl Conductor {
@@ -432,6 +410,7 @@ impl Conductor {
             checked = shared.preflight(&container, &record.destination) => Some(checked),
             _ = cancelled.wait_for(|set| *set) => None,
         };
+        let mut left = None;
         match checked {
             Some(checked) if checked.blockers.is_empty() => {
                 record.warnings.clone_from(&checked.warnings);
@@ -439,7 +418,7 @@ impl Conductor {
                 let mode = record.memory_mode.clone();
                 shared.board.change(id, |shown| shown.memory_mode = mode);
                 let asked = (checked, plan, cancelled);
-                record = self.source(id, record, &container, asked).await;
+                (record, left) = self.source(id, record, &container, asked).await;
             }
             Some(checked) => outcome::refused(&mut record, checked.blockers),
             None => outcome::cancelled(&mut record),
@@ -447,52 +426,65 @@ impl Conductor {
         let (total_ms, blackout_ms) = (record.total_us / 1000, record.blackout_us / 1000);
         let outcome = record.outcome().as_str_name();
         tracing::info!(migration_id = %id, role = "source", container = record.container_name, peer = record.destination, outcome, total_ms, blackout_ms, error = record.error, "migration ended");
-        shared.close(id, record).await;
+        shared.close(id, record.clone()).await;
+        if let Some((destination, outcome)) = left {
+            self.undo_later((id, container, destination), record, outcome);
+        }
     }
 
+    /// Plays the source's role. Answers with its record, and, where not all could be undone, with its destination and its end.
     async fn source(
         &self,
         id: MigrationId,
         mut record: Migration,
         container: &ContainerId,
         (checked, plan, cancelled): (Checked, Plan, watch::Receiver<bool>),
-    ) -> Migration {
+    ) -> (Migration, Option<(Name, SourceOutcome)>) {
         let shared = &self.shared;
         let Some(destination) = checked.destination.clone() else {
             outcome::refused(&mut record, checked.blockers);
-            return record;
+            return (record, None);
         };
         // What cannot be claimed may belong to another migration: that is not to be released.
         if let Err(error) = shared.containers.begin_migration(container.as_str()).await {
-            return not_begun(record, &HostError::new("claim the container", error));
+            return (
+                not_begun(record, &HostError::new("claim the container", error)),
+                None,
+            );
         }
         let (source, conversation) = match self.begin(id, container, checked).await {
             Ok(begun) => begun,
             Err(error) => {
-                self.release(container).await;
-                return not_begun(record, &error);
+                let left = self.undone(container, &[], SourceOutcome::Aborted).await;
+                return (
+                    not_begun(record, &error),
+                    left.map(|outcome| (destination, outcome)),
+                );
             }
         };
         record.epoch = source.next_epoch();
         shared.board.change(id, |shown| shown.epoch = record.epoch);
         let source = Source::new(id, faults::source(source), conversation, plan, cancelled);
         let report = source.run().await;
-        match &report.end {
-            SourceEnd::Done { left } if left.is_empty() => {}
-            SourceEnd::Done { .. } => self.decide_later(id, container.clone(), destination),
-            SourceEnd::Failed { undo, .. } | SourceEnd::RolledBack { undo, .. } => {
-                // Otherwise it stays marked as on its way, by which the next start finds it and undoes what is left.
-                if undo.is_empty() || shared.running(container).await.is_none() {
-                    self.release(container).await;
+        let left = match &report.end {
+            SourceEnd::Failed { undo, .. } => self.undone(container, undo, SourceOutcome::Aborted).await,
+            SourceEnd::RolledBack { undo, .. } => {
+                self.undone(container, undo, SourceOutcome::RolledBack).await
+            }
+            SourceEnd::Done { left } => {
+                if !left.is_empty() {
+                    self.decide_later(id, container.clone(), destination.clone());
                 }
+                None
             }
             SourceEnd::Unknown(_) => {
                 if let Err(error) = shared.containers.doubt(container).await {
                     tracing::error!(migration_id = %id, error = %chain(&error), "the container could not be marked as in doubt");
                 }
-                self.decide_later(id, container.clone(), destination);
+                self.decide_later(id, container.clone(), destination.clone());
+                None
             }
-        }
+        };
         outcome::of_source(&mut record, report);
         record.set_phase(
             shared
@@ -500,7 +492,20 @@ impl Conductor {
                 .get(id)
                 .map_or(Phase::Unspecified, |shown| shown.phase()),
         );
-        record
+        (record, left.map(|outcome| (destination, outcome)))
+    }
+
+    /// A role has given up: the container is an ordinary one again, unless that is still to be undone for which there is an answer.
+    /// Till then it stays marked as on its way, by which the next start finds it, too.
+    async fn undone(
+        &self,
+        container: &ContainerId,
+        undo: &[HostError],
+        outcome: SourceOutcome,
+    ) -> Option<SourceOutcome> {
+        let whole = undo.is_empty() || self.shared.running(container).await.is_none();
+        let released = whole && self.release(container).await.is_ok();
+        (!released).then_some(outcome)
     }
 
     async fn begin(
@@ -541,10 +546,15 @@ impl Conductor {
     }
 
     /// The container is an ordinary one again.
-    pub(super) async fn release(&self, container: &ContainerId) {
-        if let Err(error) = self.shared.containers.end_migration(container).await {
+    ///
+    /// # Errors
+    /// It could not be marked so.
+    pub(super) async fn release(&self, container: &ContainerId) -> Result<(), HostError> {
+        let released = self.shared.containers.end_migration(container).await;
+        released.map(drop).map_err(|error| {
             tracing::error!(%container, error = %chain(&error), "the container could not be marked as running again");
-        }
+            HostError::new("mark the container as running again", error)
+        })
     }
 }
 

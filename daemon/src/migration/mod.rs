@@ -24,6 +24,7 @@ mod outcome;
 mod plan;
 mod preflight;
 mod questions;
+mod records;
 mod recover;
 mod resolve;
 mod rounds;

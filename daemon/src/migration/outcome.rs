@@ -131,7 +131,7 @@ fn not_started(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
 
 fn not_whole(record: &Migration) -> String {
     format!(
-        "container {} is at {} but was not brought back whole; restart transhipd there, which rolls back once more",
+        "container {} is at {} but was not brought back whole yet; this goes on trying",
         record.container_name, record.source
     )
 }

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use tranship_migrate::deadlines::{ASK_AGAIN, REPLY};
 use tranship_migrate::destination::{DestinationEnd, DestinationReport, run_from_journal};
 use tranship_migrate::error::{HostError, chain};
-use tranship_migrate::handoff::{DestinationEffect, DestinationHandoff, DestinationStep, SourceStep};
+use tranship_migrate::handoff::{
+    DestinationEffect, DestinationHandoff, DestinationStep, SourceOutcome, SourceStep,
+};
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole, Phase, Reserve};
 
@@ -118,7 +120,7 @@ impl Conductor {
         let settling = Settling::after_restart(self, what, record, superseded).await?;
         if settling.outcome().is_some() {
             if !superseded {
-                self.release(&container).await;
+                self.release(&container).await?;
                 remove_staging(self.shared.paths.migration(&id)).await?;
             }
             settling.close().await;
@@ -128,6 +130,34 @@ impl Conductor {
         self.shared.containers.doubt(&container).await.map_err(failed)?;
         self.decide_later(id, container, destination);
         Ok(())
+    }
+
+    /// What a role of this daemon could not undo, as on a full disk, is tried until it is done. Until then the container stays marked
+    /// as on its way.
+    pub(super) fn undo_later(
+        &self,
+        what: (MigrationId, ContainerId, Name),
+        record: Migration,
+        outcome: SourceOutcome,
+    ) {
+        let conductor = self.clone();
+        tokio::spawn(async move {
+            let id = what.0;
+            loop {
+                tokio::time::sleep(ASK_AGAIN).await;
+                match Settling::once_more(&conductor, what.clone(), record.clone(), outcome).await {
+                    Ok(settling) if settling.outcome().is_some() => break,
+                    Ok(_) => return conductor.decide_later(what.0, what.1, what.2),
+                    Err(error) => {
+                        tracing::debug!(migration_id = %id, error = %chain(&error), "what the migration did is not undone yet");
+                    }
+                }
+            }
+            tracing::info!(migration_id = %id, container = record.container_name, "what the migration did is undone");
+            let place = &record.source;
+            let advice = format!("container {} runs at {place}", record.container_name);
+            conductor.shared.close(id, Migration { advice, ..record }).await;
+        });
     }
 
     /// Whether another migration of the container has begun here since.

@@ -60,6 +60,25 @@ impl Settling {
         Ok(settling)
     }
 
+    /// Takes up what a role of this daemon has ended with `outcome` and could not undo whole, and does it.
+    ///
+    /// # Errors
+    /// The journal cannot be read, or something still cannot be undone.
+    pub async fn once_more(
+        conductor: &Conductor,
+        what: (MigrationId, ContainerId, Name),
+        record: Migration,
+        outcome: SourceOutcome,
+    ) -> Result<Self, HostError> {
+        let mut settling = Self::new(conductor, what, record, SourceHandoff::default());
+        let steps = settling.steps().await?;
+        let found = settling.found(false).await?;
+        let (handoff, effects) = SourceHandoff::undo_again(found, &steps, outcome);
+        settling.handoff = handoff;
+        settling.carry_out_all(effects).await?;
+        Ok(settling)
+    }
+
     /// Takes up what a role of this daemon could not find out.
     ///
     /// # Errors
@@ -251,7 +270,7 @@ impl Settling {
         shared.networks().let_go(&self.container).await;
         log::forget(&shared.containers.paths(&self.container))
             .map_err(|error| HostError::new("remove what was sent", error))?;
-        self.conductor.release(&self.container).await;
+        self.conductor.release(&self.container).await?;
         remove_staging(shared.paths.migration(&self.id)).await
     }
 

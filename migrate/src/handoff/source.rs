@@ -278,6 +278,23 @@ impl SourceHandoff {
         }
     }
 
+    /// A handoff that a role of this very daemon has ended with `outcome`, but could not undo whole: that once more.
+    #[must_use]
+    pub fn undo_again(found: Found, steps: &[SourceStep], outcome: SourceOutcome) -> (Self, Effects) {
+        match SourceStep::deciding(steps) {
+            Some(SourceStep::TakenBack) => Self::recover(found, steps),
+            // Whatever a role says, nothing undoes a freeze behind a commit.
+            Some(step) if step.is_committed() => Self::in_doubt(found, steps).none(),
+            _ => Self {
+                epoch: found.epoch,
+                stage: Stage::New,
+                arbiter: found.arbiter,
+                rebooted: found.rebooted,
+            }
+            .undo(outcome),
+        }
+    }
+
     /// How it ended; `None` while it goes on.
     #[must_use]
     pub fn outcome(&self) -> Option<SourceOutcome> {
