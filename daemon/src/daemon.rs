@@ -95,9 +95,7 @@ impl Daemon {
         let config = Arc::new(config);
         let paths = Paths::new(&config.state_dir, &config.run_dir);
         make_directories(&paths)?;
-        if let Err(error) = unprivileged::put_back_abandoned() {
-            tracing::warn!(%error, "vm.unprivileged_userfaultfd is still what a killed restore has made it");
-        }
+        unprivileged::put_back_abandoned();
         let runtime = runtime(&config, &paths)?;
         let registry = Registry::open(&paths.registry())?;
         let storage = {

@@ -12,7 +12,8 @@
 //! ```
 //! The locks are on the directory of what was written down, which is one for everybody on this kernel: the last one to drop its own may be
 //! on another host of this kernel than the first to take it was. (A lock on the sysctl itself would be on the inode of one of many
-//! `/proc`.) They end with their owner. What a killed relay has left, the next one to drop its own, or a daemon that starts, puts back.
+//! `/proc`.) They end with their owner. What a killed relay has left, the next one to drop its own puts back, or the daemon, when it
+//! drops what it has received or starts.
 
 use std::fs::{self, File};
 use std::io;
@@ -80,12 +81,11 @@ impl Drop for Permission {
     }
 }
 
-/// Puts back what relays that were killed have left, unless a restore is under way. For a daemon that starts.
-///
-/// # Errors
-/// The sysctl still is what it was.
-pub fn put_back_abandoned() -> io::Result<()> {
-    put_back_at(&Places::of_host())
+/// Puts back what relays that were killed have left, unless a restore is under way. What cannot be put back is logged.
+pub fn put_back_abandoned() {
+    if let Err(error) = put_back_at(&Places::of_host()) {
+        tracing::warn!(%error, "vm.unprivileged_userfaultfd is still what a killed restore has made it");
+    }
 }
 
 fn put_back_at(places: &Places) -> io::Result<()> {

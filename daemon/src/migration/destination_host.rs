@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
-use tranship_checkpoint::criu::Relay;
+use tranship_checkpoint::criu::{Relay, unprivileged};
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Inspection, Resolution, Verdict};
@@ -497,6 +497,8 @@ impl DestinationHost for LocalDestination {
         if let Some(prepared) = self.standing_by.lock().await.take() {
             prepared.give_up().await;
         }
+        // A relay that was killed could not.
+        unprivileged::put_back_abandoned();
         let dropped = self.shared.containers.drop_incoming(&self.container).await;
         let staging = self.drop_staging().await;
         dropped
