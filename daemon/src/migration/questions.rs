@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tranship_migrate::deadlines::REPLY;
+use tonic::{Response, Status};
+use tranship_migrate::deadlines::ANSWER;
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::{DestinationSays, DestinationStep, SourceStep, Verdict};
 use tranship_proto::ids::{MigrationId, Name};
@@ -56,8 +57,22 @@ impl Shared {
         let request = QueryMigrationRequest {
             migration_id: id.to_string(),
         };
-        let asked = tokio::time::timeout(REPLY, client.query_migration(request)).await;
-        Ok(asked??.into_inner())
+        self.in_time(host, client.query_migration(request)).await
+    }
+
+    /// What a host answers. One that does not is called on another connection the next time.
+    async fn in_time<T>(
+        &self,
+        host: &Name,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, AnyError> {
+        match tokio::time::timeout(ANSWER, call).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(late) => {
+                self.peers().hang_up(host);
+                Err(late.into())
+            }
+        }
     }
 
     /// Tells a host that a person has decided against it. Whether it obeys.
@@ -67,8 +82,8 @@ impl Shared {
             migration_id: id.to_string(),
             epoch,
         };
-        let told = tokio::time::timeout(REPLY, client.resolved_migration(request)).await;
-        Ok(told??.into_inner().obeyed)
+        let told = self.in_time(host, client.resolved_migration(request)).await?;
+        Ok(told.obeyed)
     }
 }
 

@@ -180,6 +180,11 @@ impl Peers {
         self.inner.client(host)
     }
 
+    /// Gives up the connection to a host that does not answer. Calls under way on it go on; the next one has a connection of its own.
+    pub fn hang_up(&self, host: &Name) {
+        self.inner.channels.forget(host);
+    }
+
     /// Opens a bulk data stream to another host, whose greeting is the caller's to send.
     ///
     /// # Errors
