@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tranship_tests::faults::{self, host_of};
 use tranship_tests::field::{Course, Field};
+use tranship_tests::halfway::{is_in, signal_daemon};
 use tranship_tests::scenario::Scenario;
 use tranship_tests::testbed::{Host, daemon};
+use tranship_tests::tranship::wait_for;
 
-/// So much may be used from then on: less than any work needs.
-const ROOM: &str = "65536";
+/// So much more may be used from then on: the next page that anybody asks for is his end.
+const ROOM: &str = "0";
 /// The kernel has killed somebody by then, or nobody asks for more.
 const SHORT: Duration = Duration::from_secs(6);
 const AGAIN: Duration = Duration::from_millis(20);
@@ -36,7 +38,7 @@ enum Who {
 /// daemon asks for more, if it does before the end.
 type Step = (&'static str, Who, Option<&'static str>);
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 21] = [
     ("source:describe", Who::Daemon, Some("a")),
     ("source:track-memory", Who::Daemon, Some("a")),
     ("source:prepare-dump", Who::Daemon, Some("a")),
@@ -48,21 +50,49 @@ const STEPS: [Step; 11] = [
     ("destination:prepare-restore", Who::Daemon, Some("a")),
     ("destination:restore-held", Who::Daemon, None),
     ("destination:restore-held", Who::Criu, Some("a")),
+    ("source:receive-ready", Who::Daemon, None),
+    ("source:journal-committed", Who::Daemon, None),
+    ("source:send-go", Who::Daemon, Some("b")),
+    ("destination:receive-go", Who::Daemon, Some("b")),
+    ("destination:journal-resuming", Who::Daemon, Some("b")),
+    ("destination:release", Who::Daemon, Some("b")),
+    ("destination:release", Who::Criu, None),
+    ("destination:adopt", Who::Daemon, Some("b")),
+    ("source:receive-running", Who::Daemon, Some("b")),
+    ("source:remove-copy", Who::Daemon, Some("b")),
 ];
+
+/// Until a migration is over that was asked for once more.
+const OVER: Duration = Duration::from_secs(20);
+
+/// Until a preflight waits for its answer.
+const ASKED: Duration = Duration::from_millis(300);
 
 #[test]
 fn whoever_runs_out_of_memory_loses_no_container() -> Result<()> {
-    try_each(&[STEPS[0], STEPS[2], STEPS[5], STEPS[10]])
+    try_each(
+        &[STEPS[0], STEPS[2], STEPS[5], STEPS[10], STEPS[13], STEPS[15]],
+        &["b"],
+    )
 }
 
 #[test]
 #[ignore = "takes long: make faults"]
 fn whoever_runs_out_of_memory_at_any_step_loses_no_container() -> Result<()> {
-    try_each(&STEPS)
+    try_each(&STEPS, &["a", "b"])
 }
 
-fn try_each(steps: &[Step]) -> Result<()> {
+fn try_each(steps: &[Step], in_preflight: &[&str]) -> Result<()> {
     let mut field = Field::begin()?;
+    for host in in_preflight {
+        let strike = |scenario: &Scenario| runs_short_in_the_preflight(scenario, host);
+        let judge = |course: &Course<u64>| {
+            ensure!(course.struck > 0, "nobody was short of memory");
+            Ok(())
+        };
+        let told = format!("from the preflight on there is no memory for {host}'s daemon");
+        field.attempt(&told, strike, judge);
+    }
     for (point, who, entitled) in steps {
         let strike = |scenario: &Scenario| runs_short(scenario, point, *who);
         let judge = |course: &Course<u64>| {
@@ -81,6 +111,29 @@ fn try_each(steps: &[Step]) -> Result<()> {
     field.end()
 }
 
+/// As [`runs_short`], while the source waits for the answer to its preflight.
+fn runs_short_in_the_preflight(scenario: &Scenario, short: &str) -> Result<u64> {
+    let (a, b, host) = (scenario.host("a")?, scenario.host("b")?, scenario.host(short)?);
+    signal_daemon(b, "STOP")?;
+    let id = a.tranship(&["migrate", "--detach", "redis", "b"])?;
+    sleep(ASKED);
+    ensure!(is_in(a, &id, "preflight")?, "it is not in its preflight");
+    let shortage = Shortage::begin(host, Who::Daemon)?;
+    signal_daemon(b, "CONT")?;
+    lives_or_is_killed(host, a, &id)?;
+    let killed = end_shortage(host, shortage)?;
+    // It is asked again when it is back, and may have taken the container by the end.
+    wait_for("the migration to be over", OVER, || {
+        Ok(a.tranship_json(&["migrate", "status", &id])?["outcome"] != "running")
+    })?;
+    // A daemon that was asked, or has just started, looks at what its CRIU can do: that is not one of the host's processes for long.
+    sleep(ASKED);
+    wait_for("CRIU to have been looked at", SHORT, || {
+        Ok(programs_at_work(a)?.is_empty() && programs_at_work(b)?.is_empty())
+    })?;
+    Ok(killed)
+}
+
 /// Answers how many the kernel has killed.
 fn runs_short(scenario: &Scenario, point: &str, who: Who) -> Result<u64> {
     let (a, host) = (scenario.host("a")?, scenario.host(host_of(point))?);
@@ -89,14 +142,25 @@ fn runs_short(scenario: &Scenario, point: &str, who: Who) -> Result<u64> {
     faults::wait_held(host, point)?;
     let shortage = Shortage::begin(host, who)?;
     faults::let_go(host, point)?;
+    lives_or_is_killed(host, a, &id)?;
+    end_shortage(host, shortage)
+}
+
+/// Waits until the host's daemon is killed or a's migration over, but not for ever.
+fn lives_or_is_killed(host: &Host, a: &Host, id: &str) -> Result<()> {
     let since = Instant::now();
     while daemon::pid(host).is_some() && since.elapsed() < SHORT {
-        let record = a.try_tranship(&["--format", "json", "migrate", "status", &id])?;
+        let record = a.try_tranship(&["--format", "json", "migrate", "status", id])?;
         if record.status.success() && !record.text().contains("\"running\"") {
             break;
         }
         sleep(AGAIN);
     }
+    Ok(())
+}
+
+/// Everybody has memory again. Answers how many the kernel has killed.
+fn end_shortage(host: &Host, shortage: Shortage) -> Result<u64> {
     let lives = daemon::pid(host).is_some();
     let killed = shortage.end()?;
     if !lives {
