@@ -27,6 +27,9 @@ pub const FILLING: Duration = Duration::from_secs(640);
 /// For a destination that has reserved to hear more before the freeze.
 pub const SEED_IDLE: Duration = Duration::from_secs(600);
 
+/// For a destination's own words on why its end of a stream has broken; the container may stand still meanwhile.
+pub const WORDS: Duration = Duration::from_millis(300);
+
 /// For a destination to drop what it has received: it ends a few processes.
 pub const DROP: Duration = Duration::from_secs(1);
 

@@ -23,7 +23,7 @@ use tranship_proto::v1::{Cut, Freezing, MigrationRole, Phase, Ready, Reserve, Ro
 use crate::chain::Chain;
 use crate::control::{Conversation, unexpected};
 use crate::convergence::{ASSUMED_FIXED, StopAndCopy, Unreachable, Wishes};
-use crate::deadlines::{ASK_AGAIN, IMAGES, REPLY, SYNC};
+use crate::deadlines::{IMAGES, REPLY, SYNC, WORDS};
 use crate::error::{ControlError, Failure, HostError, StepError};
 use crate::handoff::{Message, SourceEvent, SourceHandoff};
 use crate::host::{ByteStream, Event, MemoryMode, MemoryReader, Reservation, SourceHost};
@@ -115,6 +115,8 @@ pub struct Source {
     /// What has followed the memory, until the container is gone or runs again.
     followed: Option<Box<dyn MemoryReader>>,
     frozen_at: Option<Instant>,
+    /// When this host learned of what it gives up for.
+    failed_at: Option<Instant>,
     blackout_us: u64,
     handoff: SourceHandoff,
     /// What the destination is asked for, until it is.
@@ -190,6 +192,7 @@ impl Source {
             peer_spans: Vec::new(),
             followed: None,
             frozen_at: None,
+            failed_at: None,
             blackout_us: 0,
             handoff,
             asked: None,
@@ -420,7 +423,7 @@ impl Source {
         if !matches!(cause, StepError::Transport(_)) {
             return cause;
         }
-        match self.conversation.hear("a reason", ASK_AGAIN).await {
+        match self.conversation.hear("a reason", WORDS).await {
             Err(theirs @ StepError::Destination { .. }) => theirs,
             _ => cause,
         }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
 
 use crate::counter::Counter;
 use crate::faults;
@@ -29,6 +30,8 @@ pub struct Field {
     failed: Vec<String>,
     disorder: Option<String>,
     attempts: usize,
+    /// What each source that lived took from learning of a failure to letting its container run, in microseconds.
+    thaws_us: Vec<u64>,
 }
 
 /// What came of an attempt.
@@ -44,6 +47,8 @@ pub struct Course<T> {
     pub wait_us: u64,
     /// What the daemons have passed, host by host.
     pub passed: Vec<String>,
+    /// From learning of a failure to letting the container run again, in microseconds, where the source did both.
+    pub thawed_us: Option<u64>,
 }
 
 impl Field {
@@ -75,6 +80,7 @@ impl Field {
             failed: Vec::new(),
             disorder: None,
             attempts: 0,
+            thaws_us: Vec::new(),
         })
     }
 
@@ -133,6 +139,7 @@ impl Field {
                     course.wait_us / 1000
                 );
                 self.passed += 1;
+                self.thaws_us.extend(course.thawed_us);
                 Some(course)
             }
             Err(error) => {
@@ -152,7 +159,21 @@ impl Field {
     ///
     /// # Errors
     /// Some failed, or something is left behind.
-    pub fn end(self) -> Result<()> {
+    pub fn end(mut self) -> Result<()> {
+        self.thaws_us.sort_unstable();
+        let at = |percent: usize| {
+            self.thaws_us
+                .get((self.thaws_us.len() * percent / 100).min(self.thaws_us.len().saturating_sub(1)))
+        };
+        if let (Some(median), Some(percentile), Some(longest)) = (at(50), at(99), at(100)) {
+            eprintln!(
+                "{} times a source let its container run again: {} ms after it had learned of the failure in the median, {} ms at the 99th percentile, {} ms at most",
+                self.thaws_us.len(),
+                median / 1000,
+                percentile / 1000,
+                longest / 1000
+            );
+        }
         eprintln!("{} passed, {} failed", self.passed, self.failed.len());
         ensure!(self.failed.is_empty(), "{}", self.failed.join("\n"));
         faults::disarm(&self.scenario.bed()?.hosts().iter().collect::<Vec<_>>())?;
@@ -193,6 +214,7 @@ fn try_out<T>(
         decided,
         wait_us: counted.longest_stall_us(),
         passed,
+        thawed_us: thawed_us(a)?,
     };
     judge(&course)?;
     bring_home(owner).context("on the way back")?;
@@ -203,6 +225,20 @@ fn try_out<T>(
         as_before.map(|()| true)
     })?;
     Ok(course)
+}
+
+/// Of the last migration away from this host.
+fn thawed_us(host: &Host) -> Result<Option<u64>> {
+    let list = host.tranship(&["--format", "json", "migrate", "ls"])?;
+    let all: Vec<Value> = list.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let Some(last) = all.iter().rfind(|migration| migration["role"] == "source") else {
+        return Ok(None);
+    };
+    let id = last["id"].as_str().context("a migration has an id")?;
+    let record = host.tranship_json(&["migrate", "status", id])?;
+    let spans = record["spans"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let span = spans.iter().find(|span| span["name"] == "failure to thaw");
+    Ok(span.and_then(|span| span["duration_us"].as_u64()))
 }
 
 fn bring_home(owner: &Host) -> Result<()> {

@@ -154,6 +154,10 @@ impl Source {
         self.undo.extend(mended.err());
         let thawed = self.timings.measure("thaw", insist(|| host.thaw())).await;
         self.undo.extend(thawed.err());
+        if let Some(failed_at) = self.failed_at {
+            self.timings
+                .record("failure to thaw", failed_at, failed_at.elapsed());
+        }
     }
 
     async fn remove_copy(&mut self) -> SourceEvent {
@@ -185,6 +189,7 @@ impl Source {
         let mut give_up_at = None;
         loop {
             if let Some(Setback { event, cause }) = setback.take() {
+                self.failed_at.get_or_insert_with(Instant::now);
                 self.hopeless |=
                     self.handoff.awaits_running() && event == SourceEvent::Heard(Message::Failed);
                 let cause = self.peers_own_words(cause).await;
