@@ -14,6 +14,9 @@ const PROGRAM: &str = "transhipd-faults";
 /// Names the directory with the plan and the log of what came of it.
 const VARIABLE: &str = "TRANSHIP_FAULTS";
 
+/// Names the file there with more variables.
+const ENVIRONMENT: &str = "environment";
+
 /// Until a point is reached at which something is planned.
 pub const REACHED: Duration = Duration::from_secs(10);
 
@@ -74,8 +77,23 @@ pub fn disarm(hosts: &[&Host]) -> Result<()> {
 /// It runs, or dies before it answers.
 pub fn start(host: &Host) -> Result<()> {
     let directory = directory(host);
-    let directory = directory.to_str().context("the testbed's paths are text")?;
-    daemon::start_program(host, PROGRAM, &[(VARIABLE, directory)])
+    let path = directory.to_str().context("the testbed's paths are text")?;
+    let more = fs::read_to_string(directory.join(ENVIRONMENT)).unwrap_or_default();
+    let mut environment: Vec<_> = more.lines().filter_map(|line| line.split_once('=')).collect();
+    environment.push((VARIABLE, path));
+    daemon::start_program(host, PROGRAM, &environment)
+}
+
+/// Gives a host's daemon more variables in its environment, from its next start on.
+///
+/// # Errors
+/// They cannot be written down.
+pub fn set_environment(host: &Host, variables: &[(&str, &str)]) -> Result<()> {
+    let lines = variables.iter().map(|(name, value)| format!("{name}={value}\n"));
+    Ok(fs::write(
+        directory(host).join(ENVIRONMENT),
+        lines.collect::<String>(),
+    )?)
 }
 
 /// Plans what is to happen, a line `POINT DEED` for each fault, in the place of what was planned before.
@@ -160,6 +178,7 @@ fn mark(host: &Host, point: &str) -> PathBuf {
     directory(host).join(format!("{point}.held"))
 }
 
-fn directory(host: &Host) -> PathBuf {
+/// Where a host's plan is.
+pub(crate) fn directory(host: &Host) -> PathBuf {
     host.layout.disk(host.name()).join("faults")
 }

@@ -10,6 +10,7 @@
 
 pub mod bench;
 pub mod broken_criu;
+pub mod clock;
 pub mod command;
 pub mod counter;
 pub mod crowd;

@@ -51,15 +51,13 @@ pub fn start_program(host: &Host, program: &str, environment: &[(&str, &str)]) -
     let log_path = host.layout.log(name);
     let log = File::options().create(true).append(true).open(&log_path);
     let log = log.with_context(|| format!("cannot open {}", log_path.display()))?;
-    // The shell leaves at once, so that the daemon becomes a child of the holder; its output is the log.
-    let script = r#"setsid "$@" </dev/null >&2 & echo $!"#;
+    // The shell leaves at once, so that the daemon becomes a child of the holder; its output is the log. Nobody but the daemon has its
+    // variables: some change what a program does before it begins.
+    let script = r#"setsid env "$@" </dev/null >&2 & echo $!"#;
     let mut command = host.command("sh", ["-c", script, "sh"]);
+    command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
     command.arg(program).arg("--config").arg(host.layout.config(name));
-    command
-        .envs(environment.iter().copied())
-        .stdin(Stdio::null())
-        .stderr(log)
-        .stdout(Stdio::piped());
+    command.stdin(Stdio::null()).stderr(log).stdout(Stdio::piped());
     let output = command
         .spawn()
         .context("cannot start nsenter")?
@@ -95,10 +93,10 @@ pub fn pid(host: &Host) -> Option<i32> {
     let pid: i32 = text.trim().parse().ok()?;
     let stat = fs::read_to_string(host.path(format!("/proc/{pid}/stat"))).ok()?;
     let (name, _) = stat.split_once('(')?.1.rsplit_once(") ")?;
-    // `setsid` is what the daemon is for a moment. A zombie counts: its threads may still hold the daemon's files, and
+    // `setsid` and `env` are what the daemon is for a moment. A zombie counts: its threads may still hold the daemon's files, and
     // the host's first process reaps it once they are gone.
     // A name is cut off after fifteen characters.
-    ["transhipd", "transhipd-fault", "setsid", "sh"]
+    ["transhipd", "transhipd-fault", "setsid", "env", "sh"]
         .contains(&name)
         .then_some(pid)
 }
