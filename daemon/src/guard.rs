@@ -3,7 +3,8 @@
 //!
 //! It does what a daemon that starts would do ([`Conductor::give_back`]), by the same journal and under the same lock: so nobody
 //! can be about to write a commit while it looks for one, and where there is one it leaves the container as it is. A daemon that is
-//! started meanwhile waits for it; one that was faster does the work itself, and the guard ends.
+//! started meanwhile waits for it; one that was faster does the work itself, and the guard ends. What cannot be done, as where etcd is to
+//! decide and is away, is tried again until a daemon is started.
 //!
 //! Its daemon holds the other end of its standard input and writes nothing there. That ends with the daemon's last thread,
 //! however that ends, so after the last write of the journal.
@@ -32,8 +33,12 @@ pub const COMMAND: &str = "guard";
 /// What the process is called, so that nobody takes it for a daemon.
 const NAME: &str = "tranship-guard";
 
-/// Before another guard takes the place of one that has ended.
+/// Before another guard takes the place of one that has ended, and before a guard tries again what did not work: then twice as
+/// long each time,
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
 /// Why a guard could not do its work. Containers stay as they are until the daemon is started.
 #[derive(Debug, thiserror::Error)]
@@ -99,16 +104,27 @@ pub fn stand(config: Config) -> Result<(), GuardError> {
     // When memory runs out it is needed most. Without the right to say so it is as likely to be ended as the daemon.
     fs::write("/proc/self/oom_score_adj", "-1000").ok();
     io::copy(&mut io::stdin().lock(), &mut io::sink())?;
-    let Some(_lock) = StateLock::take_as_guard(&config.state_dir)? else {
-        return Ok(());
-    };
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(give_back(config))
+    let mut pause = PAUSE;
+    while let Some(lock) = StateLock::take_as_guard(&config.state_dir)? {
+        let runtime = tokio::runtime::Runtime::new()?;
+        let whole = runtime.block_on(give_back(config.clone()))?;
+        // With all that it was doing in the background, before anybody else may.
+        drop(runtime);
+        drop(lock);
+        if whole {
+            break;
+        }
+        // A daemon that is started now is faster.
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+    Ok(())
 }
 
-async fn give_back(config: Config) -> Result<(), GuardError> {
+/// Whether nothing is left to be given back.
+async fn give_back(config: Config) -> Result<bool, GuardError> {
     if !has_source(&config.state_dir, &config.run_dir).await? {
-        return Ok(());
+        return Ok(true);
     }
     tracing::warn!("transhipd has ended in the middle of a migration; its guard looks after the container");
     let (daemon, _) = Daemon::open(config).await?;

@@ -1,6 +1,7 @@
 //! Hosts whose handoffs an etcd of three members decides: the loss of a source does not keep a destination waiting that is ready, who
 //! comes back finds it decided, and without etcd nothing new is handed over.
 
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +22,9 @@ const AT_LAST: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A container runs again this long after its daemon has died.
 const GIVEN_BACK: Duration = Duration::from_secs(5);
+
+/// A guard that has found nobody to decide tries again within this time.
+const GUARD_AGAIN: Duration = Duration::from_secs(15);
 
 /// It has committed, and is about to say so.
 const GO: &str = "source:send-go";
@@ -127,6 +131,35 @@ fn whoever_was_first_has_decided_and_who_comes_back_finds_it_so() -> Result<()> 
     ensure!(is_frozen(a, &id)?, "its copy was let run");
     faults::start(a)?;
     field.end("b")
+}
+
+#[test]
+fn a_guard_that_finds_etcd_away_waits_for_it() -> Result<()> {
+    let field = Field::begin()?;
+    let (a, b) = field.hosts()?;
+    hold_at_ready(a, "redis")?;
+    let record = a.container("redis")?;
+    let id = record["id"].as_str().context("a container has an id")?;
+    for member in [0, 1] {
+        field.etcd.kill(member)?;
+    }
+    // Nobody else is to be asked.
+    daemon::kill(b)?;
+    daemon::kill(a)?;
+    sleep(GIVEN_BACK);
+    ensure!(is_frozen(a, id)?, "it was let run though nothing was decided");
+    for member in [0, 1] {
+        field.etcd.start_member(member)?;
+    }
+    field.etcd.wait_healthy()?;
+    wait_for("the guard to let it run", GUARD_AGAIN, || Ok(!is_frozen(a, id)?))?;
+    for host in [a, b] {
+        faults::forget_plans(host)?;
+        faults::start(host)?;
+    }
+    let owner = the_one_that_runs("redis", a, b)?;
+    ensure!(owner.name() == "a", "it is on {}", owner.name());
+    field.end("a")
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! An etcd of three members on the testbed's client, which every host reaches.
+//! An etcd of three members on the testbed's client, which every host reaches: by TLS, with certificates on both sides.
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::testbed::Host;
 use crate::testbed::layout::address;
@@ -14,6 +15,10 @@ use crate::tranship::wait_for;
 const MEMBERS: usize = 3;
 /// Of the first member: for clients. The next one is for the other members, and so on.
 const FIRST_PORT: usize = 2379;
+/// The authority of all certificates, and the one certificate that members and clients show, with its key.
+const CA: &str = "ca.pem";
+const CERTIFICATE: &str = "certificate.pem";
+const KEY: &str = "key.pem";
 /// For the members to find each other, also on a machine that has much else to do.
 const HEALTHY: Duration = Duration::from_secs(30);
 
@@ -34,6 +39,8 @@ impl Etcd {
     pub fn start(client: &Host) -> Result<Self> {
         let directory = client.layout.disks().join("etcd");
         fs::create_dir_all(&directory)?;
+        let own = address(client.name()).context("the client has an address")?;
+        write_certificates(&directory, &own.to_string())?;
         let etcd = Self {
             client: client.clone(),
             directory,
@@ -51,10 +58,9 @@ impl Etcd {
     /// # Errors
     /// It does not start.
     pub fn start_member(&self, member: usize) -> Result<()> {
-        let url = |port: usize| self.url(port);
         let (for_clients, for_members) = (port(member), port(member) + 1);
         let all: Vec<_> = (0..MEMBERS)
-            .map(|one| format!("m{one}={}", url(port(one) + 1)))
+            .map(|one| format!("m{one}={}", self.url("http", port(one) + 1)))
             .collect();
         let log = self.directory.join(format!("m{member}.log"));
         let script = r#"log="$1"; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!"#;
@@ -67,10 +73,14 @@ impl Etcd {
             "etcd".to_owned(),
             format!("--name=m{member}"),
             format!("--data-dir={}", data.display()),
-            format!("--listen-client-urls={}", url(for_clients)),
-            format!("--advertise-client-urls={}", url(for_clients)),
-            format!("--listen-peer-urls={}", url(for_members)),
-            format!("--initial-advertise-peer-urls={}", url(for_members)),
+            format!("--listen-client-urls={}", self.url("https", for_clients)),
+            format!("--advertise-client-urls={}", self.url("https", for_clients)),
+            "--client-cert-auth".to_owned(),
+            format!("--trusted-ca-file={}", self.file(CA)),
+            format!("--cert-file={}", self.file(CERTIFICATE)),
+            format!("--key-file={}", self.file(KEY)),
+            format!("--listen-peer-urls={}", self.url("http", for_members)),
+            format!("--initial-advertise-peer-urls={}", self.url("http", for_members)),
             format!("--initial-cluster={}", all.join(",")),
             "--heartbeat-interval=100".to_owned(),
             "--election-timeout=600".to_owned(),
@@ -116,9 +126,15 @@ impl Etcd {
     pub fn configure(&self, host: &Host) -> Result<()> {
         let path = host.layout.config(host.name());
         let urls: Vec<_> = (0..MEMBERS)
-            .map(|one| format!("{:?}", self.url(port(one))))
+            .map(|one| format!("{:?}", self.url("https", port(one))))
             .collect();
-        let more = format!("\n[cluster]\netcd = [{}]\n", urls.join(", "));
+        let more = format!(
+            "\n[cluster]\netcd = [{}]\netcd_ca = {:?}\netcd_cert = {:?}\netcd_key = {:?}\n",
+            urls.join(", "),
+            self.file(CA),
+            self.file(CERTIFICATE),
+            self.file(KEY),
+        );
         Ok(fs::write(&path, fs::read_to_string(&path)? + &more)?)
     }
 
@@ -148,19 +164,48 @@ impl Etcd {
     }
 
     fn ask(&self, words: &[&str]) -> Result<String> {
-        let urls: Vec<_> = (0..MEMBERS).map(|one| self.url(port(one))).collect();
-        let endpoints = format!("--endpoints={}", urls.join(","));
-        let mut all = vec!["ETCDCTL_API=3", "etcdctl", endpoints.as_str()];
+        let urls: Vec<_> = (0..MEMBERS).map(|one| self.url("https", port(one))).collect();
+        let options = [
+            "ETCDCTL_API=3".to_owned(),
+            "etcdctl".to_owned(),
+            format!("--endpoints={}", urls.join(",")),
+            format!("--cacert={}", self.file(CA)),
+            format!("--cert={}", self.file(CERTIFICATE)),
+            format!("--key={}", self.file(KEY)),
+        ];
+        let mut all: Vec<&str> = options.iter().map(String::as_str).collect();
         all.extend(words);
         Ok(self.client.run("env", all)?.text().trim().to_owned())
     }
 
-    fn url(&self, port: usize) -> String {
+    fn url(&self, scheme: &str, port: usize) -> String {
         let own = address(self.client.name()).map(|own| own.to_string());
-        format!("http://{}:{port}", own.unwrap_or_default())
+        format!("{scheme}://{}:{port}", own.unwrap_or_default())
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.join(name).display().to_string()
     }
 }
 
 fn port(member: usize) -> usize {
     FIRST_PORT + 2 * member
+}
+
+fn write_certificates(directory: &Path, address: &str) -> Result<()> {
+    let named = |name: &str, addresses: Vec<String>| -> Result<CertificateParams> {
+        let mut params = CertificateParams::new(addresses)?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        Ok(params)
+    };
+    let (authoritys_key, key) = (KeyPair::generate()?, KeyPair::generate()?);
+    let mut authority = named("tests of etcd", Vec::new())?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = authority.self_signed(&authoritys_key)?;
+    let issuer = Issuer::new(authority, authoritys_key);
+    let certificate = named("etcd", vec![address.to_owned()])?.signed_by(&key, &issuer)?;
+    fs::write(directory.join(CA), ca.pem())?;
+    fs::write(directory.join(CERTIFICATE), certificate.pem())?;
+    fs::write(directory.join(KEY), key.serialize_pem())?;
+    Ok(())
 }

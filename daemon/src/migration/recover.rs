@@ -34,7 +34,7 @@ impl Conductor {
         for MigrationRecord { migration, .. } in self.unfinished().await? {
             let recovered = match migration.role() {
                 MigrationRole::Destination => self.recover_destination(migration.clone()).await,
-                _ => self.recover_source(migration.clone()).await,
+                _ => self.recover_source(migration.clone()).await.map(drop),
             };
             if let Err(error) = recovered {
                 tracing::error!(migration_id = migration.id, container = migration.container_name, error = %chain(&error), "the migration could not be taken up; the container stays as it is");
@@ -44,20 +44,25 @@ impl Conductor {
     }
 
     /// Gives every container back to this host that stands still here, or is slowed down, for a migration that is not committed.
-    /// What a peer would have to be asked about is left for [`Conductor::recover`], as is what fails.
+    /// What a peer would have to be asked about is left for [`Conductor::recover`]. Answers whether all else was done.
     ///
     /// # Errors
     /// The registry cannot be read.
-    pub async fn give_back(&self) -> Result<(), HostError> {
+    pub async fn give_back(&self) -> Result<bool, HostError> {
+        let mut whole = true;
         for MigrationRecord { migration, .. } in self.unfinished().await? {
             if migration.role() != MigrationRole::Source || self.is_committed(&migration).await? {
                 continue;
             }
-            if let Err(error) = self.recover_source(migration.clone()).await {
-                tracing::error!(migration_id = migration.id, container = migration.container_name, error = %chain(&error), "the container cannot be given back yet; it stays as it is");
+            match self.recover_source(migration.clone()).await {
+                Ok(decided) => whole &= decided,
+                Err(error) => {
+                    whole = false;
+                    tracing::error!(migration_id = migration.id, container = migration.container_name, error = %chain(&error), "the container cannot be given back yet; it stays as it is");
+                }
             }
         }
-        Ok(())
+        Ok(whole)
     }
 
     async fn is_committed(&self, record: &Migration) -> Result<bool, HostError> {
@@ -112,7 +117,8 @@ impl Conductor {
         Ok(DestinationStep::deciding(&steps).is_some_and(|step| !step.is_last()))
     }
 
-    async fn recover_source(&self, record: Migration) -> Result<(), HostError> {
+    /// Answers whether it is decided.
+    async fn recover_source(&self, record: Migration) -> Result<bool, HostError> {
         let (id, container) = ids(&record)?;
         let destination = host_name(&record.destination)?;
         let superseded = self.is_superseded(id, &container).await?;
@@ -124,12 +130,12 @@ impl Conductor {
                 remove_staging(self.shared.paths.migration(&id)).await?;
             }
             settling.close().await;
-            return Ok(());
+            return Ok(true);
         }
         let failed = |error| HostError::new("mark the container as in doubt", error);
         self.shared.containers.doubt(&container).await.map_err(failed)?;
         self.decide_later(id, container, destination);
-        Ok(())
+        Ok(false)
     }
 
     /// What a role of this daemon could not undo, as on a full disk, is tried until it is done. Until then the container stays marked
