@@ -17,6 +17,9 @@ use crate::programs;
 use crate::resp::{Answer, Connection};
 use crate::testbed::Host;
 
+/// Longer than any move takes, also one that is in doubt for a while.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Stalls that are kept.
 const STALLS: usize = 8;
 
@@ -165,8 +168,17 @@ impl Counter {
     /// # Errors
     /// The client cannot be started or does not get a connection.
     pub fn start(host: &Host, address: SocketAddr, key: &str) -> Result<Self> {
+        Self::start_with(host, address, key, PATIENCE)
+    }
+
+    /// As [`Counter::start`]; gives up when there is no answer for so long.
+    ///
+    /// # Errors
+    /// As [`Counter::start`].
+    pub fn start_with(host: &Host, address: SocketAddr, key: &str, patience: Duration) -> Result<Self> {
         let program = programs::find("tb-client")?;
-        let mut command = host.command(program, ["count", &address.to_string(), key]);
+        let patience = format!("--patience-s={}", patience.as_secs());
+        let mut command = host.command(program, ["count", &address.to_string(), key, &patience]);
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

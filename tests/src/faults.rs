@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 
@@ -168,10 +168,9 @@ pub fn forget_plans(host: &Host) -> Result<()> {
 /// # Errors
 /// The directory cannot be written.
 pub fn boot_anew(host: &Host) -> Result<()> {
-    Ok(fs::write(
-        directory(host).join("boot"),
-        "another start of the machine",
-    )?)
+    let when = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let start = format!("the machine's start at {} ns", when.as_nanos());
+    Ok(fs::write(directory(host).join("boot"), start)?)
 }
 
 fn mark(host: &Host, point: &str) -> PathBuf {
