@@ -33,8 +33,8 @@ pub const WORDS: Duration = Duration::from_millis(300);
 /// For a destination to drop what it has received: it ends a few processes.
 pub const DROP: Duration = Duration::from_secs(1);
 
-/// For the answer to such a question, which a peer reads from its journal. Without one it is asked again, on another connection: a
-/// handoff is to be decided within 10 s of the hosts' seeing each other.
+/// For the answer to a question about a handoff, which a peer reads from its journal. Without one it is asked again, on another
+/// connection: a handoff is to be decided within 10 s of the hosts' seeing each other.
 pub const ANSWER: Duration = Duration::from_secs(3);
 
 /// Between two questions to a peer about a handoff in doubt.

@@ -495,8 +495,8 @@ impl Conductor {
         (record, left.map(|outcome| (destination, outcome)))
     }
 
-    /// A role has given up: the container is an ordinary one again, unless that is still to be undone for which there is an answer.
-    /// Till then it stays marked as on its way, by which the next start finds it, too.
+    /// A role has given up. The container is an ordinary one again, unless something could not be undone: then it stays marked as on
+    /// its way, by which the next start finds it, too, and `outcome` is answered.
     async fn undone(
         &self,
         container: &ContainerId,
@@ -504,8 +504,12 @@ impl Conductor {
         outcome: SourceOutcome,
     ) -> Option<SourceOutcome> {
         let whole = undo.is_empty() || self.shared.running(container).await.is_none();
-        let released = whole && self.release(container).await.is_ok();
-        (!released).then_some(outcome)
+        if !whole {
+            return Some(outcome);
+        }
+        let error = self.release(container).await.err()?;
+        tracing::error!(%container, error = %chain(&error), "the container is still marked as on its way; this goes on trying");
+        Some(outcome)
     }
 
     async fn begin(
@@ -551,10 +555,8 @@ impl Conductor {
     /// It could not be marked so.
     pub(super) async fn release(&self, container: &ContainerId) -> Result<(), HostError> {
         let released = self.shared.containers.end_migration(container).await;
-        released.map(drop).map_err(|error| {
-            tracing::error!(%container, error = %chain(&error), "the container could not be marked as running again");
-            HostError::new("mark the container as running again", error)
-        })
+        let failed = |error| HostError::new("mark the container as running again", error);
+        released.map(drop).map_err(failed)
     }
 }
 

@@ -221,3 +221,35 @@ fn a_host_that_was_switched_off_commits_where_the_destination_is_ready() {
     let (same, effects) = stranded.on(SourceEvent::Silent);
     assert!(same == stranded && effects.is_empty());
 }
+
+#[test]
+fn what_is_undone_again_is_never_behind_a_commit() {
+    use SourceStep::{Committed, Done, Freezing, GivingUp, Intent, TakenBack};
+    let again = |steps: &[SourceStep], outcome| SourceHandoff::undo_again(Found::default(), steps, outcome);
+    for (steps, outcome, thaw) in [
+        (&[][..], SourceOutcome::Aborted, false),
+        (&[Intent][..], SourceOutcome::Aborted, false),
+        (&[Intent, Freezing, GivingUp][..], SourceOutcome::RolledBack, true),
+    ] {
+        let (machine, effects) = again(steps, outcome);
+        assert_eq!(effects, [SourceEffect::Undo { thaw }], "{steps:?}");
+        let (machine, _) = machine.on(SourceEvent::Undone { whole: true });
+        let (machine, _) = machine.on(SourceEvent::NotRecorded(SourceStep::Aborted));
+        assert_eq!(machine.outcome(), Some(outcome), "{steps:?}");
+    }
+    for steps in [
+        &[Intent, Freezing, Committed][..],
+        &[Intent, Freezing, Committed, Done][..],
+    ] {
+        assert_eq!(again(steps, SourceOutcome::RolledBack).1, [], "{steps:?}");
+    }
+    // Taken back it is this host's own under an epoch of its own first.
+    let (_, effects) = again(
+        &[Intent, Freezing, Committed, TakenBack],
+        SourceOutcome::RolledBack,
+    );
+    assert_eq!(
+        effects,
+        [SourceEffect::Own { epoch: 1 }, SourceEffect::Undo { thaw: true }]
+    );
+}
