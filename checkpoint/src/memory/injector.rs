@@ -133,7 +133,7 @@ fn serve() -> io::Result<()> {
     let daemon = daemon.as_fd();
     while let Some(question) = packet::receive(daemon)? {
         let request: Request = serde_json::from_slice(&question.bytes)?;
-        let (answer, fds): (Answer, _) = match take_userfaultfd(request.pid, request.seccomp) {
+        let (answer, fds): (Answer, _) = match take_alone(&request) {
             Ok(taken) => (Ok(taken.stalled), vec![taken.fd]),
             Err(error) => (Err(error), Vec::new()),
         };
@@ -141,4 +141,20 @@ fn serve() -> io::Result<()> {
         packet::send(daemon, &Packet { bytes, fds })?;
     }
     Ok(())
+}
+
+/// On a thread of its own, whose end lets go of whatever it still traces. A task that did not stop in time would stop later, for as long
+/// as this program lives; and one that ended meanwhile would be kept from its parent, and CRIU from the container.
+fn take_alone(request: &Request) -> Result<Taken, InjectError> {
+    let failed = |source| InjectError::Trace {
+        pid: request.pid,
+        step: "a thread that does it".into(),
+        source,
+    };
+    std::thread::scope(|scope| {
+        let taking = std::thread::Builder::new()
+            .spawn_scoped(scope, || take_userfaultfd(request.pid, request.seccomp));
+        let taken = taking.map_err(failed)?.join();
+        taken.unwrap_or_else(|_| Err(failed(io::Error::other("it has panicked"))))
+    })
 }

@@ -216,6 +216,26 @@ fn signals_are_neither_lost_nor_do_they_hurt() {
 }
 
 #[test]
+fn a_process_that_does_not_stop_in_time_is_let_go() {
+    let mut workload = Workload::start("vforks");
+    let mut tracker = attach(&workload.cgroup);
+    assert_eq!(tracker.round(&mut Nothing).unwrap().untracked, 1);
+    let goes_on = std::thread::scope(|scope| {
+        let heard = scope.spawn(|| workload.hear());
+        let end = Instant::now() + Duration::from_secs(5);
+        while !heard.is_finished() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let goes_on = heard.is_finished();
+        // The end of the injector lets go of everybody.
+        drop(tracker);
+        heard.join().unwrap();
+        goes_on
+    });
+    assert!(goes_on, "it stands still as long as memory is followed");
+}
+
+#[test]
 fn a_process_that_ends_in_the_middle_is_passed_over() {
     for delay in 0..20 {
         let workload = Workload::start("short");

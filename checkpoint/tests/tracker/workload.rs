@@ -55,6 +55,7 @@ pub fn run(name: &str) {
         "figures" => figures(),
         "short" => short(),
         "calculators" => calculators(),
+        "vforks" => vforks(),
         other => panic!("no workload {other}"),
     }
 }
@@ -373,6 +374,22 @@ fn calculators() {
             while result() == first {}
         });
     }
+    say("ready");
+    loop {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+/// A process of one thread that waits for children in a way that nothing interrupts, and says when it goes on.
+fn vforks() {
+    sys::fork(|| {
+        loop {
+            sys::vfork(|| {
+                sys::nanosleep(300);
+            });
+            say("fine");
+        }
+    });
     say("ready");
     loop {
         std::thread::sleep(Duration::from_secs(60));
