@@ -61,8 +61,8 @@ impl StateLock {
         };
         make(state_dir).map_err(failed)?;
         let file = open(&path, true).map_err(failed)?;
-        let patience = || if is_guards(&file) { GUARD_WORKS } else { ENDING };
-        if !lock(&file, patience).map_err(failed)? {
+        let mut patience = Patience::new(Instant::now());
+        if !lock(&file, |now| patience.lasts(now, is_guards(&file))).map_err(failed)? {
             return Err(LockError::Taken {
                 state_dir: state_dir.to_owned(),
             });
@@ -85,7 +85,8 @@ impl StateLock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(failed)?,
         };
-        if !lock(&file, || ENDING).map_err(failed)? {
+        let mut patience = Patience::new(Instant::now());
+        if !lock(&file, |now| patience.lasts(now, false)).map_err(failed)? {
             return Ok(None);
         }
         // On a full disk it cannot be told whose the lock is: a daemon that starts meanwhile waits for it less long. That is no
@@ -113,13 +114,38 @@ fn is_guards(file: &File) -> bool {
     file.read_exact_at(&mut bytes, 0).is_ok() && bytes == GUARD
 }
 
-/// Tries again as long as `patience` says at the time; whether it has the lock then.
-fn lock(file: &File, patience: impl Fn() -> Duration) -> io::Result<bool> {
-    let begun = Instant::now();
+/// How long somebody else's lock is waited for.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    begun: Instant,
+    /// A process that ends, or a guard that has done its work, is gone by then: whoever has the lock still is neither.
+    ends: Instant,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self {
+            begun: now,
+            ends: now + ENDING,
+        }
+    }
+
+    /// Whether to wait on. A guard that is at work gets its own time, and from the last sight of it the time to end: it has given up its
+    /// sign a moment before its lock, and a program that it was just starting may have a copy of that for another moment.
+    fn lasts(&mut self, now: Instant, guard_works: bool) -> bool {
+        if guard_works && now < self.begun + GUARD_WORKS {
+            self.ends = now + ENDING;
+        }
+        now < self.ends
+    }
+}
+
+/// Tries again as long as `patience` lasts; whether it has the lock then.
+fn lock(file: &File, mut patience: impl FnMut(Instant) -> bool) -> io::Result<bool> {
     loop {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(true),
-            Err(Errno::WOULDBLOCK) if begun.elapsed() < patience() => std::thread::sleep(AGAIN),
+            Err(Errno::WOULDBLOCK) if patience(Instant::now()) => std::thread::sleep(AGAIN),
             Err(Errno::WOULDBLOCK) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
@@ -171,12 +197,43 @@ mod tests {
     fn a_daemon_waits_for_a_guard_longer_than_for_another_daemon() {
         let dir = tempfile::tempdir().unwrap();
         drop(StateLock::take(dir.path()).unwrap());
-        let guard = StateLock::take_as_guard(dir.path()).unwrap();
+        let guard = StateLock::take_as_guard(dir.path()).unwrap().unwrap();
         let works = std::thread::spawn(move || {
             std::thread::sleep(ENDING + Duration::from_millis(300));
             drop(guard);
         });
         StateLock::take(dir.path()).unwrap();
         works.join().unwrap();
+    }
+
+    #[test]
+    fn a_guard_that_has_worked_for_long_gets_the_time_to_end() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(StateLock::take(dir.path()).unwrap());
+        let guard = StateLock::take_as_guard(dir.path()).unwrap().unwrap();
+        let works = std::thread::spawn(move || {
+            std::thread::sleep(ENDING + Duration::from_millis(300));
+            let held_elsewhere = guard.file.try_clone().unwrap();
+            drop(guard);
+            std::thread::sleep(Duration::from_millis(300));
+            drop(held_elsewhere);
+        });
+        StateLock::take(dir.path()).unwrap();
+        works.join().unwrap();
+    }
+
+    #[test]
+    fn nobody_is_waited_for_without_end() {
+        let begun = Instant::now();
+        let mut patience = Patience::new(begun);
+        assert!(patience.lasts(begun + ENDING / 2, false));
+        assert!(!patience.lasts(begun + ENDING, false));
+        let mut patience = Patience::new(begun);
+        let step = ENDING / 2;
+        let mut now = begun;
+        while patience.lasts(now, true) {
+            now += step;
+        }
+        assert!(now >= begun + GUARD_WORKS && now <= begun + GUARD_WORKS + ENDING + step);
     }
 }
