@@ -96,8 +96,17 @@ fn last(host: &Host) -> Result<u64> {
     text.parse().with_context(|| format!("no number: {text:?}"))
 }
 
-/// Pid, user and name of the container's lasting processes.
+/// Pid, user and name of the container's lasting processes. What a shell forks is a shell, too, until it is another program.
 fn processes(host: &Host) -> Result<Vec<String>> {
+    let mut seen = Vec::new();
+    wait_for("three shells", Duration::from_secs(10), || {
+        seen = shells(host)?;
+        Ok(true)
+    })?;
+    Ok(seen)
+}
+
+fn shells(host: &Host) -> Result<Vec<String>> {
     let listing = host.exec("crew", &["ps", "-o", "pid,user,comm"])?;
     let mut lines: Vec<_> = listing
         .lines()
