@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tranship_tests::faults::{self, Fault, REACHED};
+use tranship_tests::faults::{self, Fault, Point, REACHED};
 use tranship_tests::field::{Course, Field};
 use tranship_tests::scenario::Scenario;
 use tranship_tests::testbed::{Host, daemon};
@@ -26,7 +26,8 @@ const DEEDS: [&str; 3] = ["kill-before", "kill-after", "error"];
 #[test]
 fn each_step_of_the_journal_may_be_the_last() -> Result<()> {
     let (mut trials, points) = Trials::begin()?;
-    let faults: Vec<_> = all_faults(points.iter().filter(|point| point.contains(":journal-"))).collect();
+    let journal = |point: &&Point| point.is_of_role() && point.name.contains(":journal-");
+    let faults: Vec<_> = all_faults(points.iter().filter(journal)).collect();
     for fault in faults {
         trials.attempt(&[fault]);
     }
@@ -37,12 +38,13 @@ fn each_step_of_the_journal_may_be_the_last() -> Result<()> {
 #[ignore = "takes long: make faults"]
 fn every_point_may_fail_or_be_the_last_and_so_may_its_recovery() -> Result<()> {
     let (mut trials, points) = Trials::begin()?;
-    let mut known: BTreeSet<String> = points.iter().cloned().collect();
+    let place = |point: &Point| (point.host.clone(), point.name.clone());
+    let mut known: BTreeSet<_> = points.iter().map(place).collect();
     let mut seconds = Vec::new();
     for first in all_faults(points.iter()) {
         let passed = trials.attempt(std::slice::from_ref(&first));
         // What only a recovery passes is tried behind the first fault that led there.
-        for point in passed.iter().filter(|point| known.insert((*point).clone())) {
+        for point in passed.iter().filter(|point| known.insert(place(point))) {
             seconds.extend(all_faults(std::iter::once(point)).map(|second| [first.clone(), second]));
         }
         // And each recovery dies once.
@@ -62,10 +64,11 @@ fn every_point_may_fail_or_be_the_last_and_so_may_its_recovery() -> Result<()> {
     trials.end()
 }
 
-fn all_faults<'a>(points: impl Iterator<Item = &'a String>) -> impl Iterator<Item = Fault> {
+fn all_faults<'a>(points: impl Iterator<Item = &'a Point>) -> impl Iterator<Item = Fault> {
     points.flat_map(|point| {
         // Whether a record that failed is there all the same is for nobody to know.
-        let in_doubt = point.contains(":journal-").then_some("error-after");
+        let is_record = point.name.contains(":journal-") || point.name.starts_with("registry:");
+        let in_doubt = is_record.then_some("error-after");
         DEEDS.into_iter().chain(in_doubt).map(|deed| Fault {
             point: point.clone(),
             deed,
@@ -77,8 +80,8 @@ fn all_faults<'a>(points: impl Iterator<Item = &'a String>) -> impl Iterator<Ite
 struct Trials {
     field: Field,
     /// Those of a migration that nothing happens to.
-    points: BTreeSet<String>,
-    before_commit: BTreeSet<String>,
+    points: BTreeSet<Point>,
+    before_commit: BTreeSet<Point>,
     not_reached: usize,
     /// The longest wait of the client in each attempt after which the source still ran it.
     waits_us: Vec<u64>,
@@ -86,14 +89,12 @@ struct Trials {
 
 impl Trials {
     /// The trials, and the points that there are.
-    fn begin() -> Result<(Self, Vec<String>)> {
+    fn begin() -> Result<(Self, Vec<Point>)> {
         let field = Field::begin()?;
         let points = field.discover()?;
-        let commit = points.iter().position(|point| point == COMMIT);
+        let commit = points.iter().position(|point| point.name == COMMIT);
         let commit = commit.context("no point is the commit")?;
-        let sources = points[..commit]
-            .iter()
-            .filter(|point| point.starts_with("source:"));
+        let sources = points[..commit].iter().filter(|point| point.is_of_role());
         let trials = Self {
             before_commit: sources.cloned().collect(),
             points: points.iter().cloned().collect(),
@@ -104,18 +105,18 @@ impl Trials {
         Ok((trials, points))
     }
 
-    /// Who must run the container after this: of a fault at the source it is known whether it had committed.
+    /// Who must run the container after this: of a fault at a step of the source it is known whether it had committed.
     fn entitled(&self, fault: &Fault) -> Option<&'static str> {
         let committed = match fault.deed {
-            "kill-before" | "error" if fault.point == COMMIT => false,
-            _ if fault.host() == "a" => !self.before_commit.contains(&fault.point),
+            "kill-before" | "error" if fault.point.name == COMMIT => false,
+            _ if fault.point.name.starts_with("source:") => !self.before_commit.contains(&fault.point),
             _ => return None,
         };
         Some(if committed { "b" } else { "a" })
     }
 
     /// A migration in which these faults come, one after the other. Answers the points that were passed after the first.
-    fn attempt(&mut self, faults: &[Fault]) -> Vec<String> {
+    fn attempt(&mut self, faults: &[Fault]) -> Vec<Point> {
         let told = faults
             .iter()
             .map(|fault| format!("{} {}", fault.point, fault.deed));
@@ -137,15 +138,15 @@ impl Trials {
         if course.owner == "a" {
             self.waits_us.push(course.wait_us);
         }
-        let mut passed = course.passed;
-        let first = passed.iter().position(|line| line.contains(' '));
-        let mut passed = passed.split_off(first.map_or(0, |first| first + 1));
+        let first = course.passed.iter().position(|passed| passed.struck);
+        let behind = course.passed.into_iter().skip(first.map_or(0, |first| first + 1));
         // What the other host has passed may have been before, unless it has to do with a recovery.
-        let host = faults[0].host();
-        passed.retain(|line| {
-            !line.contains(' ') && (faults::host_of(line) == host || !self.points.contains(line))
-        });
-        passed
+        let host = &faults[0].point.host;
+        behind
+            .filter(|passed| !passed.struck)
+            .map(|passed| passed.point)
+            .filter(|point| point.host == *host || !self.points.contains(point))
+            .collect()
     }
 
     fn end(mut self) -> Result<()> {
@@ -171,10 +172,8 @@ impl Trials {
 fn have_come(scenario: &Scenario, faults: &[Fault]) -> Result<bool> {
     let (a, b) = (scenario.host("a")?, scenario.host("b")?);
     for host in [a, b] {
-        let of_host = faults.iter().filter(|fault| fault.host() == host.name());
-        let lines: Vec<String> = of_host
-            .map(|fault| format!("{} {}", fault.point, fault.deed))
-            .collect();
+        let of_host = faults.iter().filter(|fault| fault.point.host == host.name());
+        let lines: Vec<String> = of_host.map(Fault::line).collect();
         faults::plan(host, &lines.join("\n"))?;
     }
     // It may die before it has answered.

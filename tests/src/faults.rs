@@ -1,5 +1,7 @@
 //! Faults at exact moments. The program `transhipd-faults` obeys a plan: at a point that has a name it dies, or fails, or waits.
 
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -20,21 +22,60 @@ const ENVIRONMENT: &str = "environment";
 /// Until a point is reached at which something is planned.
 pub const REACHED: Duration = Duration::from_secs(10);
 
+/// A step of a daemon.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Point {
+    /// Whose.
+    pub host: String,
+    /// As the daemon calls it: a step of a role, such as `source:freeze`, or one below those, such as `registry:insert-a-container`.
+    pub name: String,
+    /// How often the daemon comes there before.
+    pub passes: usize,
+}
+
+impl Point {
+    /// Whether it is a step of one of the roles, which come but once.
+    #[must_use]
+    pub fn is_of_role(&self) -> bool {
+        ["source:", "destination:"]
+            .iter()
+            .any(|role| self.name.starts_with(role))
+    }
+}
+
+impl Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.is_of_role(), self.passes) {
+            (true, 0) => f.write_str(&self.name),
+            (_, passes) => write!(f, "{} of {}, time {}", self.name, self.host, passes + 1),
+        }
+    }
+}
+
 /// What happens at one point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// As the daemon calls it, such as `source:freeze`.
-    pub point: String,
+    /// Where.
+    pub point: Point,
     /// `kill-before`, `kill-after`, `error`, `error-after` or `hold`.
     pub deed: &'static str,
 }
 
 impl Fault {
-    /// The host of a migration from a to b that passes the point.
+    /// Its line in the plan of its host.
     #[must_use]
-    pub fn host(&self) -> &'static str {
-        host_of(&self.point)
+    pub fn line(&self) -> String {
+        format!("{} {} {}", self.point.name, self.deed, self.point.passes)
     }
+}
+
+/// A step that a daemon has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Which.
+    pub point: Point,
+    /// A fault was planned there.
+    pub struck: bool,
 }
 
 /// The host of a migration from a to b that passes a point.
@@ -120,6 +161,30 @@ pub fn planned(host: &Host) -> Result<usize> {
 pub fn log(host: &Host) -> Result<Vec<String>> {
     let text = fs::read_to_string(directory(host).join("log"))?;
     Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// What a host's daemon has come to since the log was emptied, in order.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn passed(host: &Host) -> Result<Vec<Passed>> {
+    let mut times = BTreeMap::new();
+    let mut passed = Vec::new();
+    for line in log(host)? {
+        let (name, struck) = match line.split_once(' ') {
+            Some((name, _)) => (name, true),
+            None => (line.as_str(), false),
+        };
+        let passes = times.entry(name.to_owned()).or_insert(0);
+        let point = Point {
+            host: host.name().to_owned(),
+            name: name.to_owned(),
+            passes: *passes,
+        };
+        *passes += 1;
+        passed.push(Passed { point, struck });
+    }
+    Ok(passed)
 }
 
 /// Empties the log.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 
 use crate::counter::Counter;
-use crate::faults;
+use crate::faults::{self, Passed, Point};
 use crate::images::{self, REDIS_PORT};
 use crate::oracles::Inventory;
 use crate::owner::the_one_of;
@@ -46,7 +46,7 @@ pub struct Course<T> {
     /// What the client waited for at most.
     pub wait_us: u64,
     /// What the daemons have passed, host by host.
-    pub passed: Vec<String>,
+    pub passed: Vec<Passed>,
     /// From learning of a failure to letting the container run again, in microseconds, where the source did both.
     pub thawed_us: Option<u64>,
 }
@@ -84,11 +84,12 @@ impl Field {
         })
     }
 
-    /// The points of a migration from a to b that nothing happens to: the source's, then the destination's.
+    /// The points of a migration from a to b that nothing happens to: the source's, then the destination's. Those of the roles once, those
+    /// below them as often as they are passed.
     ///
     /// # Errors
     /// It does not move.
-    pub fn discover(&self) -> Result<Vec<String>> {
+    pub fn discover(&self) -> Result<Vec<Point>> {
         let (a, b) = (self.scenario.host("a")?, self.scenario.host("b")?);
         // The first takes the image along, which no other one does.
         for (from, to) in [(a, "b"), (b, "a")] {
@@ -100,13 +101,11 @@ impl Field {
         a.migrate("redis", "b")?;
         let mut points = Vec::new();
         for host in [a, b] {
-            for point in faults::log(host)? {
-                if !points.contains(&point) {
-                    points.push(point);
-                }
-            }
+            let passed = faults::passed(host)?.into_iter().map(|passed| passed.point);
+            points.extend(passed.filter(|point| point.passes == 0 || !point.is_of_role()));
         }
-        eprintln!("{} points: {}", points.len(), points.join(" "));
+        let told: Vec<_> = points.iter().map(Point::to_string).collect();
+        eprintln!("{} points: {}", points.len(), told.join("; "));
         b.migrate("redis", "a")?;
         Ok(points)
     }
@@ -206,7 +205,7 @@ fn try_out<T>(
     let mut passed = Vec::new();
     for host in &hosts {
         faults::forget_plans(host)?;
-        passed.extend(faults::log(host)?);
+        passed.extend(faults::passed(host)?);
     }
     let course = Course {
         struck,

@@ -8,12 +8,14 @@
 //! Each wait can be answered with `abort` instead.
 //! Dropping a [`Relay`] closes the connection: what is held then, or comes to a barrier later, is aborted.
 
+use std::fmt::{self, Display};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, timeout_at};
+use tranship_proto::points::{self, Injected};
 
 use super::watch::Watch;
 use super::wire::{
@@ -94,6 +96,8 @@ pub struct Relay {
     connection: Option<UnixStream>,
     buffer: Vec<u8>,
     held: bool,
+    /// What CRIU has come to.
+    stage: &'static str,
     finished: Option<Finished>,
 }
 
@@ -124,6 +128,7 @@ impl Relay {
             connection: None,
             buffer: Vec::new(),
             held: false,
+            stage: "start",
             finished: None,
         })
     }
@@ -299,8 +304,14 @@ impl Relay {
             source,
         };
         let line = wire::line(&decision).map_err(|source| lost(source.into()))?;
+        let point = Point {
+            operation: self.operation,
+            stage: self.stage,
+            answer: Some(decision),
+        };
         // A few bytes always fit the socket's buffer, so this does not wait.
-        stream.write_all(&line).await.map_err(lost)?;
+        let written = points::step_or_later(point, not_said, stream.write_all(&line)).await;
+        written.map_err(lost)?;
         self.held = false;
         Ok(())
     }
@@ -329,8 +340,17 @@ impl Relay {
         }
         let read = timeout_at(deadline, self.read_line(waiting_for)).await;
         let line = read.map_err(|_| RelayError::Deadline { waiting_for })??;
-        match serde_json::from_slice(&line) {
-            Ok(FromRelay::Finished(finished)) => {
+        let message = serde_json::from_slice(&line).map_err(|_| RelayError::Protocol { waiting_for })?;
+        self.stage = FromRelay::stage(&message);
+        let point = Point {
+            operation: self.operation,
+            stage: self.stage,
+            answer: None,
+        };
+        points::step_or(point, not_said, || Ok(()))
+            .map_err(|source| RelayError::Lost { waiting_for, source })?;
+        match message {
+            FromRelay::Finished(finished) => {
                 self.finished = Some(finished.clone());
                 self.held = false;
                 Err(RelayError::Ended {
@@ -338,8 +358,7 @@ impl Relay {
                     finished,
                 })
             }
-            Ok(message) => Ok(message),
-            Err(_) => Err(RelayError::Protocol { waiting_for }),
+            message => Ok(message),
         }
     }
 
@@ -382,6 +401,29 @@ impl Drop for Relay {
         // A socket that stays behind is replaced by the next bind.
         let _ = std::fs::remove_file(&self.socket);
     }
+}
+
+/// The fault point of a stage that CRIU has come to, or of the answer to it.
+struct Point {
+    operation: Operation,
+    stage: &'static str,
+    answer: Option<Decision>,
+}
+
+impl Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "criu:{}-{}", self.operation.word(), self.stage)?;
+        match self.answer {
+            None => Ok(()),
+            Some(Decision::Go) => f.write_str("-go"),
+            Some(Decision::Abort) => f.write_str("-abort"),
+        }
+    }
+}
+
+/// As a test has it.
+fn not_said(_: Injected) -> io::Error {
+    io::ErrorKind::ConnectionReset.into()
 }
 
 fn remove_stale(socket: &Path) -> io::Result<()> {

@@ -118,14 +118,22 @@ pub enum BarrierStage {
 }
 
 impl BarrierStage {
+    /// CRIU's own word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::PostDump => "post-dump",
+            Self::SetupNamespaces => "setup-namespaces",
+            Self::PostRestore => "post-restore",
+        }
+    }
+
     /// The barrier that CRIU's stage `script` is for an operation, if it is one.
     pub fn of_script(operation: Operation, script: &str) -> Option<Self> {
-        match (operation, script) {
-            (Operation::Dump, "post-dump") => Some(Self::PostDump),
-            (Operation::Restore, "setup-namespaces") => Some(Self::SetupNamespaces),
-            (Operation::Restore, "post-restore") => Some(Self::PostRestore),
-            _ => None,
-        }
+        let stages = match operation {
+            Operation::Dump => &[Self::PostDump][..],
+            Operation::Restore => &[Self::SetupNamespaces, Self::PostRestore],
+        };
+        stages.iter().copied().find(|stage| stage.word() == script)
     }
 }
 
@@ -198,6 +206,18 @@ pub enum FromRelay {
     Released,
     /// See [`Finished`].
     Finished(Finished),
+}
+
+impl FromRelay {
+    /// What CRIU has come to.
+    pub fn stage(&self) -> &'static str {
+        match self {
+            Self::Request(_) => "request",
+            Self::Barrier(barrier) => barrier.stage.word(),
+            Self::Released => "released",
+            Self::Finished(_) => "finished",
+        }
+    }
 }
 
 /// From the daemon to the relay.

@@ -36,4 +36,6 @@ mod standby;
 mod usage;
 
 pub use conductor::{Conductor, ConductorError};
+#[cfg(feature = "fault-points")]
+pub use faults::obey_plans;
 pub(crate) use faults::told_boot_id;

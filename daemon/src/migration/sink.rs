@@ -14,6 +14,7 @@ use tranship_migrate::error::HostError;
 use tranship_migrate::transport::TreeSink;
 use tranship_migrate::trees::{TreeName, TreeReport};
 use tranship_proto::ids::Digest;
+use tranship_proto::points;
 use tranship_storage_drivers::driver::{StagedTree, StorageDriver};
 
 use super::held::make_private;
@@ -92,7 +93,7 @@ impl LocalSink {
         let mut synced = HashSet::new();
         for directory in received {
             if synced.insert(directory.metadata()?.dev()) {
-                rustix::fs::syncfs(&directory)?;
+                points::step("storage:sync-all-received", || rustix::fs::syncfs(&directory))?;
             }
         }
         Ok(())

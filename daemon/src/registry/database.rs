@@ -1,5 +1,6 @@
 //! The one connection, and how work gets onto it from asynchronous code.
 
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+use tranship_proto::points::{self, Injected};
 
 use super::error::RegistryError;
 use super::{Containers, Images, Migrations, Volumes, schema};
@@ -163,7 +165,7 @@ impl Shared {
         if let Some(cause) = &state.broken {
             return Err(RegistryError::Broken { cause: cause.clone() });
         }
-        match in_transaction(&mut state.connection, work) {
+        match in_transaction(&mut state.connection, operation, work) {
             Ok(value) => Ok(value),
             Err(source) => {
                 if is_lost_write(&source) {
@@ -177,12 +179,39 @@ impl Shared {
 
 fn in_transaction<T>(
     connection: &mut Connection,
+    operation: &'static str,
     work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let before = transaction.total_changes();
     let value = work(&transaction)?;
-    transaction.commit()?;
+    if transaction.total_changes() == before {
+        transaction.commit()?;
+    } else {
+        points::step_or(Point(operation), injected, || transaction.commit())?;
+    }
     Ok(value)
+}
+
+/// The fault point of an operation that has changed something, and is about to be written and synced.
+struct Point(&'static str);
+
+impl Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "registry:{}", self.0.replace(' ', "-"))
+    }
+}
+
+/// As SQLite says it: of a full disk, or of a write of which nobody knows whether it is there.
+fn injected(injected: Injected) -> rusqlite::Error {
+    let code = match injected {
+        Injected::Instead => rusqlite::ffi::SQLITE_FULL,
+        Injected::Behind => rusqlite::ffi::SQLITE_IOERR_FSYNC,
+    };
+    rusqlite::Error::SqliteFailure(
+        rusqlite::ffi::Error::new(code),
+        Some("injected by a test".to_owned()),
+    )
 }
 
 /// An input/output error leaves open what reached the disk. A full disk does not: SQLite rolls back.

@@ -16,6 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use tranship_proto::ids::{ContainerId, Digest, Name};
+use tranship_proto::points;
 
 use super::mount::OverlayMount;
 use super::remove::remove_tree;
@@ -132,7 +133,7 @@ impl Pool {
     /// Takes a directory out of its place at once, and then apart.
     pub(super) fn remove(&self, place: &Path) -> Result<Outcome, DriverError> {
         let away = self.staging_path();
-        match fs::rename(place, &away) {
+        match points::step("storage:rename-away", || fs::rename(place, &away)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Unchanged),
             Err(error) => return Err(DriverError::io("remove", place, error)),
@@ -249,10 +250,14 @@ struct Placement {
 impl Stage for Placement {
     fn commit(&self, path: &Path) -> Result<Outcome, DriverError> {
         let directory = File::open(path).map_err(|e| DriverError::io("open", path, e))?;
-        syncfs(&directory).map_err(|e| DriverError::io("bring to the disk", path, e))?;
-        match renameat_with(CWD, path, CWD, &self.place, RenameFlags::NOREPLACE) {
+        points::step("storage:sync-tree", || syncfs(&directory))
+            .map_err(|e| DriverError::io("bring to the disk", path, e))?;
+        let renamed = points::step("storage:rename-into-place", || {
+            renameat_with(CWD, path, CWD, &self.place, RenameFlags::NOREPLACE)
+        });
+        match renamed {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Ok(Outcome::Unchanged),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Outcome::Unchanged),
             Err(error) => return Err(DriverError::io("put in place", &self.place, error)),
         }
         sync_parent(&self.place)?;
@@ -276,8 +281,7 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), DriverError> 
 
 fn sync_parent(path: &Path) -> Result<(), DriverError> {
     let parent = path.parent().unwrap_or(path);
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
+    points::step("storage:sync-directory", || File::open(parent)?.sync_all())
         .map_err(|e| DriverError::io("bring to the disk", parent, e))
 }
 

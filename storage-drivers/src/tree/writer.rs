@@ -19,6 +19,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pwrite};
 use tranship_proto::limits::{MAX_DATA_BYTES, MAX_FILE_BYTES, MAX_PATH_BYTES, MAX_TREE_ENTRIES};
+use tranship_proto::points;
 use tranship_proto::v1::{EntryKind, TreeEntry};
 
 use super::attributes::{Attributes, Kept};
@@ -126,7 +127,7 @@ impl TreeWriter {
     pub fn finish(mut self) -> Result<TreeSummary, TreeError> {
         self.guarded(|writer| {
             let root = writer.settle()?;
-            syncfs(&root.fd).context("bring to the disk", b"")?;
+            points::step("storage:sync-received", || syncfs(&root.fd)).context("bring to the disk", b"")?;
             Ok(writer.summary)
         })
     }

@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use tranship_proto::points;
+
 use super::directory::Images;
 use super::framing;
 use super::pagemap::{PagemapImage, read_pagemap};
@@ -159,7 +161,7 @@ fn write_one(
             offset += bytes.len() as u64;
         }
     }
-    fs::rename(&unfinished, &path).map_err(failed)?;
+    points::step("images:rename-pages", || fs::rename(&unfinished, &path)).map_err(failed)?;
     tracing::debug!(process, pages = offset / PAGE_BYTES, "pages file written");
     Ok(())
 }

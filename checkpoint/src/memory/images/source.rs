@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use tranship_proto::points;
+
 use super::directory::Images;
 use super::layout;
 use super::pagemap::{PagemapImage, read_pagemap};
@@ -43,7 +45,10 @@ fn replace(images: &mut Images, process: u32, entries: Vec<super::PagemapEntry>)
     let own_entries = own.as_ref().map_or(&[][..], |own| own.entries.as_slice());
     let (entries, own_is_needed) = layout::united(entries, own_entries);
     if own_is_needed {
-        fs::rename(&path, images.own_pagemap(process)).map_err(|source| not_written(&path, source))?;
+        points::step("images:rename-pagemap", || {
+            fs::rename(&path, images.own_pagemap(process))
+        })
+        .map_err(|source| not_written(&path, source))?;
     } else if let Some(own) = own {
         let pages = images.pages(own.pages_id);
         if let Err(source) = fs::remove_file(&pages)

@@ -11,6 +11,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use tranship_proto::points;
+
 use super::region::{PageSet, REGION_BYTES, REGION_PAGES, Region, WORDS};
 use super::{ADDRESS_END, RegionKey};
 
@@ -66,7 +68,9 @@ impl Writer {
         let mut file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.seek(SeekFrom::Start(MAGIC.len() as u64))?;
         file.write_all(&self.regions.to_le_bytes())?;
-        fs::rename(staged(&self.path), &self.path)
+        points::step("store:rename-index", || {
+            fs::rename(staged(&self.path), &self.path)
+        })
     }
 }
 

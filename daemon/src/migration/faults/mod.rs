@@ -9,7 +9,7 @@ pub mod points;
 #[cfg(feature = "fault-points")]
 pub use hosts::{conversation, destination, source};
 #[cfg(feature = "fault-points")]
-pub use points::{at, told_boot_id};
+pub use points::{at, obey_plans, told_boot_id};
 
 #[cfg(not(feature = "fault-points"))]
 pub use nothing::{at, conversation, destination, source, told_boot_id};

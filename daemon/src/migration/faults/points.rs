@@ -1,5 +1,5 @@
 //! What happens at a point. `TRANSHIP_FAULTS` names a directory with two files: `plan` has a line `POINT DEED` for each fault that is
-//! still to come and loses it when it does, `log` gets a line for each point that is passed and each deed that is done. A point that is
+//! still to come and loses it when it does; with a number behind it, `POINT DEED N`, the point is passed so often before. `log` gets a line for each point that is passed and each deed that is done. A point that is
 //! held has a file `POINT.held` there, and goes on when a test has removed it.
 
 use std::ffi::OsString;
@@ -9,6 +9,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use tranship_proto::points as steps;
 
 use super::Injected;
 
@@ -67,6 +69,36 @@ pub async fn at<T, E>(
     }
 }
 
+/// Has the steps below those of the roles obey the plan, too: see [`tranship_proto::points`].
+pub fn obey_plans() {
+    steps::install(&Planned);
+}
+
+struct Planned;
+
+impl steps::Plan for Planned {
+    fn reach(&self, point: &str) -> steps::Deed {
+        match planned(point) {
+            None => steps::Deed::Nothing,
+            Some(Deed::KillBefore) => die(),
+            Some(Deed::KillAfter) => steps::Deed::DieAfter,
+            Some(Deed::Error) => steps::Deed::Fail(steps::Injected::Instead),
+            Some(Deed::ErrorAfter) => steps::Deed::Fail(steps::Injected::Behind),
+            Some(Deed::Hold) => {
+                hold(point);
+                while mark(point).is_some_and(|mark| mark.exists()) {
+                    std::thread::sleep(AGAIN);
+                }
+                steps::Deed::Nothing
+            }
+        }
+    }
+
+    fn die(&self) -> ! {
+        die()
+    }
+}
+
 /// Says that the point was reached. Where that cannot be written nothing is held: the test that waits for it says so.
 fn hold(point: &str) {
     if let Some(mark) = mark(point) {
@@ -113,28 +145,38 @@ fn take(directory: &Path, point: &str) -> io::Result<Option<Deed>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read?,
     };
-    let mut lines: Vec<&str> = plan.lines().collect();
-    let deed = |line: &str| match line.strip_prefix(point)? {
-        " kill-before" => Some(Deed::KillBefore),
-        " kill-after" => Some(Deed::KillAfter),
-        " error" => Some(Deed::Error),
-        " error-after" => Some(Deed::ErrorAfter),
-        " hold" => Some(Deed::Hold),
-        _ => None,
+    let mut lines: Vec<String> = plan.lines().map(str::to_owned).collect();
+    let deed = |line: &str| {
+        let mut words = line.strip_prefix(point)?.strip_prefix(' ')?.split(' ');
+        let deed = match words.next()? {
+            "kill-before" => Deed::KillBefore,
+            "kill-after" => Deed::KillAfter,
+            "error" => Deed::Error,
+            "error-after" => Deed::ErrorAfter,
+            "hold" => Deed::Hold,
+            _ => return None,
+        };
+        let passes: u32 = words.next().map_or(Some(0), |passes| passes.parse().ok())?;
+        Some((deed, passes))
     };
-    let Some((index, deed)) = lines
-        .iter()
-        .enumerate()
-        .find_map(|(index, line)| Some((index, deed(line)?)))
-    else {
+    let planned = lines.iter().enumerate();
+    let found = planned
+        .filter_map(|(index, line)| Some((index, deed(line)?)))
+        .next();
+    let Some((index, (deed, passes))) = found else {
         return Ok(None);
     };
-    lines.remove(index);
+    if passes > 0 {
+        let word = lines[index].split(' ').nth(1).unwrap_or_default();
+        lines[index] = format!("{point} {word} {}", passes - 1);
+    } else {
+        lines.remove(index);
+    }
     let mut new = OsString::from(&path);
     new.push(".new");
     fs::write(&new, lines.join("\n"))?;
     fs::rename(&new, &path)?;
-    Ok(Some(deed))
+    Ok((passes == 0).then_some(deed))
 }
 
 fn log(directory: &Path, line: &str) -> io::Result<()> {
@@ -160,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(
             dir.path().join("plan"),
-            "source:thaw error\nsource:freeze kill-after\nsource:freeze error-after",
+            "source:thaw error 1\nsource:freeze kill-after\nsource:freeze error-after",
         )
         .unwrap();
         let take = |point| take(dir.path(), point).unwrap();
@@ -168,6 +210,8 @@ mod tests {
         assert_eq!(take("source:freeze"), Some(Deed::KillAfter));
         assert_eq!(take("source:freeze"), Some(Deed::ErrorAfter));
         assert_eq!(take("source:freeze"), None);
+        assert_eq!(take("source:thaw"), None, "the first time it is passed");
         assert_eq!(take("source:thaw"), Some(Deed::Error));
+        assert_eq!(take("source:thaw"), None);
     }
 }
