@@ -17,7 +17,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use tokio::process::{ChildStdin, Command};
-use tranship_migrate::error::HostError;
+use tranship_migrate::error::{HostError, chain};
 use tranship_proto::v1::MigrationRole;
 
 use crate::config::Config;
@@ -104,10 +104,22 @@ pub fn stand(config: Config) -> Result<(), GuardError> {
     // When memory runs out it is needed most. Without the right to say so it is as likely to be ended as the daemon.
     fs::write("/proc/self/oom_score_adj", "-1000").ok();
     io::copy(&mut io::stdin().lock(), &mut io::sink())?;
-    let mut pause = PAUSE;
+    let (mut pause, mut told) = (PAUSE, String::new());
     while let Some(lock) = StateLock::take_as_guard(&config.state_dir)? {
         let runtime = tokio::runtime::Runtime::new()?;
-        let whole = runtime.block_on(give_back(config.clone()))?;
+        let whole = runtime
+            .block_on(give_back(config.clone()))
+            .unwrap_or_else(|error| {
+                let why = chain(&error);
+                if why != told {
+                    tracing::error!(
+                        error = why,
+                        "the guard can do nothing yet; it tries again until a daemon is started"
+                    );
+                    told = why;
+                }
+                false
+            });
         // With all that it was doing in the background, before anybody else may.
         drop(runtime);
         drop(lock);

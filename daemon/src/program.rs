@@ -18,6 +18,7 @@ use crate::daemon::Daemon;
 use crate::lock::StateLock;
 use crate::migration::Conductor;
 use crate::notify::{self, Stage};
+use crate::registry::Registry;
 use crate::{guard, heap, observe, serve};
 
 /// For work in the background when the daemon ends; what is on disk does not need it.
@@ -114,6 +115,7 @@ async fn live(config: Config, guard: Vec<OsString>) -> anyhow::Result<()> {
     let socket = config.socket.clone();
     let connections = api::listen(&config).await?;
     let (daemon, _) = Daemon::open(config).await?;
+    tokio::spawn(end_when_broken(daemon.registry.clone()));
     let conductor = Conductor::new(daemon.clone());
     conductor.recover().await?;
     notify::tell(Stage::Ready);
@@ -122,6 +124,14 @@ async fn live(config: Config, guard: Vec<OsString>) -> anyhow::Result<()> {
     let served = serve::serve(api, connections, &daemon.peers, Arc::new(conductor), shutdown).await;
     tracing::info!("transhipd has stopped; containers go on");
     Ok(served?)
+}
+
+/// Ends the process where it stands as soon as nobody knows any more what the registry holds: whoever opens it next finds out, which is the
+/// guard where no other daemon is started.
+async fn end_when_broken(registry: Registry) {
+    registry.until_broken().await;
+    tracing::error!(path = %registry.path().display(), "the registry could not be written; transhipd ends, and what is stored is read anew");
+    std::process::exit(1);
 }
 
 /// Cancelled by the first signal to stop. A second one ends the process where it stands, which is safe at any time.

@@ -9,7 +9,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -20,6 +20,7 @@ use tranship_daemon::registry::{JournalStep, Registry};
 use tranship_proto::ids::MigrationId;
 use tranship_proto::v1::MigrationRole;
 
+const MIGRATION: &str = "01J00000000000000000000000";
 const CUTS: u64 = 200;
 /// Between two cuts: from none to so many milliseconds, one after the other.
 const LATEST_MS: u64 = 17;
@@ -46,7 +47,7 @@ fn what_was_acknowledged_is_there_after_a_power_cut_at_any_moment() {
         &["mkfs.ext4", "-q"],
         &["--direct-io=on"],
     );
-    let id: MigrationId = "01J00000000000000000000000".parse().unwrap();
+    let id: MigrationId = MIGRATION.parse().unwrap();
     let end = Arc::new(AtomicBool::new(false));
     let steps = Writer::start(&end, steps_into(&mounted.path.join("registry.db"), id));
     let lines = Writer::start(&end, lines_into(&mounted.path.join("lines")));
@@ -88,8 +89,132 @@ fn what_was_acknowledged_is_there_after_a_power_cut_at_any_moment() {
     assert!(newest > CUTS, "hardly anything was written meanwhile");
 }
 
+/// Room below the disk that fails; its file system's own parts are there from the beginning.
+const SCARCE_BYTES: &str = "160m";
+/// How much of it is taken away.
+const BEHIND_BYTES: u64 = 256 << 10;
+/// Names the registry that [`writer`] writes.
+const REGISTRY: &str = "REGISTRY";
+
+/// The disk is a file with holes where the registry's log goes on, and there is no room left to fill them: every write there fails, the
+/// kernel keeps the page as if it had not, and says so once.
+#[test]
+fn what_is_read_after_a_sync_has_failed_is_there_after_a_power_cut() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let ground = Tmpfs::new(&dir, "scarce", SCARCE_BYTES);
+    let disk = ground.path.join("disk.img");
+    File::create(&disk).unwrap().set_len(DISK_BYTES).unwrap();
+    run(&["mkfs.ext4", "-q", path(&disk)]);
+    // No holes yet.
+    fs::write(&disk, fs::read(&disk).unwrap()).unwrap();
+    let mounted = Mounted::at(&dir, "disk", &disk, &[]);
+    let registry = mounted.path.join("registry.db");
+    let mut daemon = Command::new(std::env::current_exe().unwrap())
+        .args(["writer", "--exact", "--ignored", "--nocapture"])
+        .env(REGISTRY, &registry)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(daemon.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let mut hear = || {
+        said.find_map(|line| line.strip_prefix("> ").map(str::to_owned))
+            .unwrap()
+    };
+    assert_eq!(hear(), "3 steps");
+    punch(&disk, &mounted.path.join("registry.db-wal"));
+    let ballast = ground.path.join("ballast");
+    let mut filled = File::create(&ballast).unwrap();
+    while filled.write_all(&[1; 4096]).is_ok() {}
+    drop(filled);
+    daemon.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let acknowledged: usize = hear().parse().unwrap();
+    daemon.wait().unwrap();
+    fs::remove_file(&ballast).unwrap();
+    let id = MIGRATION.parse().unwrap();
+    let read = journal(&registry, id).len();
+    println!("{acknowledged} steps were acknowledged, {read} are read");
+    assert!(
+        read > acknowledged,
+        "the kernel keeps nothing that is not on the disk"
+    );
+    let copy = ground.path.join("copy.img");
+    run(&["cp", "--sparse=always", path(&disk), path(&copy)]);
+    let after = Mounted::at(&dir, "copy", &copy, &[]);
+    let there = journal(&after.path.join("registry.db"), id).len();
+    assert_eq!(there, read);
+}
+
+/// Takes away what lies on the disk behind the end of a file, which is given room there.
+fn punch(disk: &Path, file: &Path) {
+    const BLOCK: u64 = 4096;
+    let from = fs::metadata(file).unwrap().len().next_multiple_of(BLOCK);
+    let (offset, length) = (from.to_string(), BEHIND_BYTES.to_string());
+    run(&[
+        "fallocate",
+        "--keep-size",
+        "--offset",
+        &offset,
+        "--length",
+        &length,
+        path(file),
+    ]);
+    run(&["sync", "--file-system", path(file)]);
+    let mut taken = 0;
+    // EXTENT: FIRST..LAST: PHYSICAL..PHYSICAL: LENGTH: FLAGS
+    for line in run(&["filefrag", "-v", "-b4096", path(file)]).lines() {
+        let numbers: Vec<u64> = line
+            .split(|byte: char| !byte.is_ascii_digit())
+            .filter_map(|number| number.parse().ok())
+            .collect();
+        let [_, first, last, physical, ..] = numbers[..] else {
+            continue;
+        };
+        if !line.contains("..") || last < from / BLOCK {
+            continue;
+        }
+        let skipped = (from / BLOCK).saturating_sub(first);
+        let blocks = last - first + 1 - skipped;
+        let (offset, length) = (
+            ((physical + skipped) * BLOCK).to_string(),
+            (blocks * BLOCK).to_string(),
+        );
+        run(&[
+            "fallocate",
+            "--punch-hole",
+            "--offset",
+            &offset,
+            "--length",
+            &length,
+            path(disk),
+        ]);
+        taken += blocks * BLOCK;
+    }
+    assert_eq!(taken, BEHIND_BYTES);
+}
+
+/// Not a test: a daemon that appends steps until that fails, and ends then as one that is killed.
+#[test]
+#[ignore = "what another test starts"]
+fn writer() {
+    let Some(path) = std::env::var_os(REGISTRY) else {
+        return;
+    };
+    let mut append = steps_into(Path::new(&path), MIGRATION.parse().unwrap());
+    for number in 1..=3 {
+        assert!(append(number));
+    }
+    println!("\n> 3 steps");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    let acknowledged = (4..).find(|number| !append(*number)).unwrap() - 1;
+    println!("> {acknowledged}");
+    std::process::exit(1);
+}
+
 /// Appends steps of a journal, each of which has its number as its epoch.
-fn steps_into(path: &Path, id: MigrationId) -> impl FnMut(u64) + Send + 'static {
+fn steps_into(path: &Path, id: MigrationId) -> impl FnMut(u64) -> bool + Send + 'static {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let registry = Registry::open(path).unwrap();
     move |number| {
@@ -100,17 +225,14 @@ fn steps_into(path: &Path, id: MigrationId) -> impl FnMut(u64) + Send + 'static 
                 .append_step(id, MigrationRole::Source, "intent", number, data)
                 .await
         };
-        runtime.block_on(appending).unwrap();
+        runtime.block_on(appending).is_ok()
     }
 }
 
 /// Appends numbered lines to a file, as a program in a container does in a volume.
-fn lines_into(path: &Path) -> impl FnMut(u64) + Send + 'static {
+fn lines_into(path: &Path) -> impl FnMut(u64) -> bool + Send + 'static {
     let mut file = File::create(path).unwrap();
-    move |number| {
-        writeln!(file, "{number}").unwrap();
-        file.sync_all().unwrap();
-    }
+    move |number| writeln!(file, "{number}").and_then(|()| file.sync_all()).is_ok()
 }
 
 /// What a daemon would find that starts after the cut.
@@ -142,7 +264,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(end: &Arc<AtomicBool>, mut write: impl FnMut(u64) + Send + 'static) -> Self {
+    fn start(end: &Arc<AtomicBool>, mut write: impl FnMut(u64) -> bool + Send + 'static) -> Self {
         let durable = Arc::new(AtomicU64::new(0));
         let (counted, end) = (Arc::clone(&durable), Arc::clone(end));
         let thread = thread::spawn(move || {
@@ -150,7 +272,7 @@ impl Writer {
                 if end.load(Ordering::Relaxed) {
                     return;
                 }
-                write(number);
+                assert!(write(number), "{number} cannot be written");
                 counted.store(number, Ordering::Release);
             }
         });
@@ -164,6 +286,38 @@ impl Writer {
     fn join(self) -> u64 {
         self.thread.join().unwrap();
         self.durable.load(Ordering::Acquire)
+    }
+}
+
+/// Memory of a certain size as a file system, mounted until this is dropped.
+struct Tmpfs {
+    path: PathBuf,
+}
+
+impl Tmpfs {
+    fn new(dir: &TempDir, name: &str, size: &str) -> Self {
+        let at = dir.path().join(name);
+        fs::create_dir(&at).unwrap();
+        run(&[
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={size}"),
+            name,
+            path(&at),
+        ]);
+        Self { path: at }
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.path)
+            .status()
+            .unwrap();
     }
 }
 

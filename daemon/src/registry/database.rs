@@ -10,6 +10,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
 use tranship_proto::points::{self, Injected};
 
 use super::error::RegistryError;
@@ -30,6 +31,8 @@ pub struct Registry {
 struct Shared {
     path: PathBuf,
     state: Mutex<State>,
+    /// Cancelled with the first failure of that kind.
+    broken: CancellationToken,
 }
 
 struct State {
@@ -62,6 +65,7 @@ impl Registry {
             .pragma_update(None, "foreign_keys", true)
             .map_err(open)?;
         schema::upgrade(&mut connection).map_err(open)?;
+        make_certain(&connection).map_err(open)?;
         let state = Mutex::new(State {
             connection,
             broken: None,
@@ -70,8 +74,15 @@ impl Registry {
             shared: Arc::new(Shared {
                 path: path.to_owned(),
                 state,
+                broken: CancellationToken::new(),
             }),
         })
+    }
+
+    /// Returns when a write or a sync has failed: what is stored is unknown from then on, and only a process that opens the file anew can
+    /// find out.
+    pub async fn until_broken(&self) {
+        self.shared.broken.cancelled().await;
     }
 
     /// The database file.
@@ -170,11 +181,30 @@ impl Shared {
             Err(source) => {
                 if is_lost_write(&source) {
                     state.broken = Some(source.to_string());
+                    self.broken.cancel();
                 }
                 Err(name_failure(table, operation, source))
             }
         }
     }
+}
+
+/// Makes what can be read something that stays. After a sync that failed the kernel has pages that are not on the disk, and says so
+/// once: the file is read as if they were. So what the log has goes into the database, by writes and a sync of their own, and a log that is
+/// begun anew takes its place. Where there is no room for that it is left as it is.
+fn make_certain(connection: &Connection) -> rusqlite::Result<()> {
+    let checkpoint = "PRAGMA wal_checkpoint(RESTART)";
+    let is_busy = match connection.query_row(checkpoint, [], |row| row.get(0)) {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => return Ok(()),
+        answer => answer?,
+    };
+    if is_busy {
+        tracing::warn!("somebody else reads the registry, so what it says is believed as it is");
+        return Ok(());
+    }
+    // The first transaction behind it writes and syncs the log's new header: the old log ends to count.
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    connection.pragma_update(None, "user_version", version)
 }
 
 fn in_transaction<T>(
@@ -323,7 +353,7 @@ mod tests {
             Err(RegistryError::Statement { .. })
         ));
         let error = registry.images().list().await.unwrap_err();
-        assert!(error.to_string().contains("restart transhipd"), "{error}");
+        assert!(error.to_string().contains("what is stored is unknown"), "{error}");
     }
 
     #[tokio::test]

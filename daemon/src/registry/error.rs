@@ -57,7 +57,7 @@ pub enum RegistryError {
     },
     /// Writing or syncing the file failed earlier: what is on the disk is unknown, so nothing is read or written any more.
     #[error(
-        "the registry could not be written to disk earlier ({cause}); what is stored is unknown: repair the disk and restart transhipd"
+        "the registry could not be written to disk earlier ({cause}); what is stored is unknown: transhipd ends and is to be started again; if that does not help, repair the disk"
     )]
     Broken {
         /// The first failure.
