@@ -10,6 +10,7 @@ use std::{fs, io};
 
 use tokio::sync::{Mutex, OnceCell};
 use tranship_checkpoint::criu::{CriuInfo, unprivileged};
+use tranship_migrate::error::chain;
 use tranship_storage_drivers::driver::DriverError;
 
 use crate::config::Config;
@@ -103,6 +104,9 @@ impl Daemon {
             crate::blocking::run(move || Storage::open(&config)).await?
         };
         let volumes = Volumes::new(registry.clone(), storage.clone());
+        if let Err(error) = volumes.sweep().await {
+            tracing::warn!(error = %chain(&error), "volumes that nobody was told of may be left");
+        }
         let networks = Networks::new(config.networks.clone())?;
         let peers = Peers::open(PeerSettings::of(&config), Arc::new(registry.clone())).await?;
         let parts = Parts {

@@ -63,6 +63,11 @@ impl Storage {
         self.drivers.get(name).cloned().ok_or_else(unknown)
     }
 
+    /// Every driver.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn StorageDriver>> {
+        self.drivers.values()
+    }
+
     /// The driver of containers, volumes and images that name none.
     #[must_use]
     pub fn default_driver(&self) -> Arc<dyn StorageDriver> {

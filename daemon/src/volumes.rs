@@ -1,16 +1,17 @@
 //! Volumes: named trees of a storage driver that outlive containers.
 //!
 //! A row of the registry says which driver has a volume; the tree itself is the driver's. The row is written last and
-//! removed last, so that a tree without a row can only be one that nobody was told of yet.
+//! removed last, so that a tree without a row can only be one that nobody was told of yet: it is empty, and the next daemon removes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use tranship_proto::ids::{ContainerId, IdError, Name};
 use tranship_proto::v1::{ContainerSpec, MountKind};
-use tranship_storage_drivers::driver::DriverError;
+use tranship_storage_drivers::driver::{DriverError, Outcome, StorageDriver};
 
 use crate::clock::now_ms;
 use crate::registry::{Registry, RegistryError, VolumeRecord};
@@ -56,6 +57,9 @@ pub enum VolumeError {
         #[source]
         source: DriverError,
     },
+    /// The driver failed on all of them.
+    #[error("the storage driver does not say which volumes it has")]
+    Trees(#[source] DriverError),
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -79,6 +83,22 @@ impl Volumes {
             storage,
             changing: Arc::default(),
         }
+    }
+
+    /// Removes the empty trees that have no row. One that holds something is not of a daemon that died over it, and stays.
+    ///
+    /// # Errors
+    /// The registry cannot be read, or a driver fails.
+    pub async fn sweep(&self) -> Result<(), VolumeError> {
+        let _changing = self.changing.lock().await;
+        let known = self.registry.volumes().list().await?;
+        for driver in self.storage.all() {
+            let of_driver = known.iter().filter(|record| record.driver == driver.name());
+            let known: HashSet<Name> = of_driver.map(|record| record.name.clone()).collect();
+            let driver = Arc::clone(driver);
+            crate::blocking::run(move || remove_unknown(&*driver, &known)).await?;
+        }
+        Ok(())
     }
 
     /// Makes a volume. One of that name and driver that is there already is answered with, as Docker does.
@@ -263,11 +283,18 @@ impl Volumes {
         let driver = self.storage.get(&record.driver)?;
         let name = record.name.clone();
         let made = crate::blocking::run(move || driver.create_volume(&name)).await;
-        let _outcome = made.map_err(|source| VolumeError::Storage {
+        let outcome = made.map_err(|source| VolumeError::Storage {
             name: record.name.clone(),
             source,
         })?;
-        self.registry.volumes().insert(record.clone()).await?;
+        if let Err(error) = self.registry.volumes().insert(record.clone()).await {
+            // Unless the row may be there after all.
+            let is_unknown = matches!(self.registry.volumes().get(&record.name).await, Ok(None));
+            if outcome == Outcome::Changed && is_unknown {
+                self.unmake(record).await?;
+            }
+            return Err(error.into());
+        }
         Ok(record)
     }
 
@@ -282,6 +309,24 @@ impl Volumes {
         self.registry.volumes().remove(&record.name).await?;
         Ok(())
     }
+}
+
+fn remove_unknown(driver: &dyn StorageDriver, known: &HashSet<Name>) -> Result<(), VolumeError> {
+    let failed = |name: &Name| {
+        let name = name.clone();
+        move |source| VolumeError::Storage { name, source }
+    };
+    for name in driver.volumes().map_err(VolumeError::Trees)? {
+        if known.contains(&name) {
+            continue;
+        }
+        let path = driver.volume_path(&name).map_err(failed(&name))?;
+        if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none()) {
+            tracing::info!(volume = %name, "removing an empty volume that nobody was told of");
+            driver.remove_volume(&name).map_err(failed(&name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Names of the volumes that a container mounts.
@@ -301,5 +346,31 @@ fn other_driver(known: VolumeRecord) -> VolumeError {
     VolumeError::OtherDriver {
         name: known.name,
         driver: known.driver,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tranship_storage_drivers::overlay::OverlayDriver;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_empty_tree_without_a_row_is_removed_and_no_other() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let driver: Arc<dyn StorageDriver> = Arc::new(OverlayDriver::open(&dir.path().join("pool")).unwrap());
+        let registry = Registry::open(&dir.path().join("registry.db")).unwrap();
+        let volumes = Volumes::new(registry, Storage::new(Arc::clone(&driver), Vec::new()));
+        let name = |text: &str| text.parse::<Name>().unwrap();
+        volumes.create(&name("known"), "", HashMap::new()).await.unwrap();
+        for unknown in ["empty", "full"] {
+            driver.create_volume(&name(unknown)).unwrap();
+        }
+        let full = driver.volume_path(&name("full")).unwrap();
+        fs::write(full.join("rows"), "of somebody").unwrap();
+        for _again in 0..2 {
+            volumes.sweep().await.unwrap();
+            assert_eq!(driver.volumes().unwrap(), [name("full"), name("known")]);
+        }
     }
 }

@@ -106,7 +106,7 @@ impl Coded for VolumeError {
             Self::NotFound(_) => Code::NotFound,
             Self::OtherDriver { .. } | Self::Taken(_) => Code::AlreadyExists,
             Self::InUse { .. } => Code::FailedPrecondition,
-            Self::Storage { source, .. } => source.code(),
+            Self::Storage { source, .. } | Self::Trees(source) => source.code(),
             Self::Registry(error) => error.code(),
         }
     }
