@@ -315,6 +315,7 @@ fn the_model_finds_what_is_wrong_when_the_destination_breaks_a_rule() {
         ..NONE
     };
     finds(Flaw::LostIsYes, ONCE, NONE, explore::NO_RUN_WITHOUT_COMMIT);
+    finds(Flaw::LostIsYes, ONCE, NONE, explore::RIGHT_HISTORY);
     finds(Flaw::LostIsNo, ONCE, NONE, explore::ENDS_DECIDED);
     finds(Flaw::MarkUnseen, ONCE, relay, explore::NO_SECOND_RESTORE);
     finds(Flaw::SecondReservation, AGAIN, NONE, explore::ENDS_DECIDED);

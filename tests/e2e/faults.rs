@@ -203,7 +203,7 @@ fn let_come(hosts: [&Host; 2], faults: &[Fault]) -> Result<bool> {
         }
         if left == 0 {
             // What was just killed may not have ended yet.
-            let killed = faults.iter().any(|fault| fault.deed.starts_with("kill"));
+            let killed = faults.iter().any(Fault::is_deadly);
             if !killed || since.elapsed() > DYING {
                 return Ok(true);
             }

@@ -62,6 +62,13 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// Whether the daemon ends of it. It does so by itself when it does not know any more what its registry holds.
+    #[must_use]
+    pub fn is_deadly(&self) -> bool {
+        self.deed.starts_with("kill")
+            || self.deed == "error-after" && self.point.name.starts_with("registry:")
+    }
+
     /// Its line in the plan of its host.
     #[must_use]
     pub fn line(&self) -> String {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::counter::Counter;
 use crate::faults::{self, Passed, Point};
 use crate::images::{self, REDIS_PORT};
+use crate::journals;
 use crate::oracles::Inventory;
 use crate::owner::the_one_of;
 use crate::scenario::Scenario;
@@ -216,6 +217,7 @@ fn try_out<T>(
         thawed_us: thawed_us(a)?,
     };
     judge(&course)?;
+    journals::agree(&hosts, a, owner)?;
     bring_home(owner).context("on the way back")?;
     wait_for("the hosts to be as they were", SOON, || {
         let as_before = before.expect_unchanged_but(bed, |line| {

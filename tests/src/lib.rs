@@ -2,7 +2,7 @@
 //!
 //! [`testbed`] stands in for several machines on one, [`tranship`] is the command line on its hosts, [`counter`] the client
 //! that notices every lost or repeated request (over [`resp`]), [`crowd`] does so on any number of connections, [`visitors`] come with a
-//! new one each time, [`oracles`] judges that nothing is left behind, [`scenario`] is the frame of an end-to-end test.
+//! new one each time, [`oracles`] judges that nothing is left behind, [`journals`] that what is on record is what the machines write, [`scenario`] is the frame of an end-to-end test.
 //! [`faults`] has daemons die and fail at exact moments, [`power`] switches a host off, [`etcd`] is one that hosts share.
 //! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, of which [`workload`] (with
 //! [`sys`]) is our own, [`stamps`] watches one job of it, [`halfway`] stops a
@@ -20,6 +20,7 @@ pub mod field;
 pub mod halfway;
 pub mod images;
 pub mod interrupt;
+pub mod journals;
 pub mod namespace;
 pub mod oracles;
 pub mod owner;

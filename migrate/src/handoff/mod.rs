@@ -26,9 +26,10 @@
 //! machine has not told them to; the model in `migrate/tests/model.rs` explores what two or three of these same machines do
 //! to each other when everything fails.
 //!
-//! [`journal`] has the steps, [`rules`] what a host answers when it is asked.
+//! [`journal`] has the steps, [`rules`] what a host answers when it is asked, [`history`] what both journals may say together.
 
 pub mod destination;
+pub mod history;
 pub mod journal;
 pub mod rules;
 pub mod source;
@@ -36,6 +37,7 @@ pub mod source;
 pub use destination::{
     DestinationEffect, DestinationEvent, DestinationHandoff, DestinationOutcome, Inspection,
 };
+pub use history::{Contradiction, History, Owner};
 pub use journal::{DestinationStep, SourceStep};
 pub use rules::{
     DestinationSays, Refusal, Resolution, Stay, Verdict, admit, destination_says, is_handed_over, verdict,

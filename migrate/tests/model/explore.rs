@@ -6,12 +6,12 @@ use std::sync::Mutex;
 
 use stateright::{Model, Path, Property};
 use tranship_migrate::handoff::{
-    DestinationEffect, DestinationEvent, DestinationHandoff, DestinationStep, Message, Resolution,
+    DestinationEffect, DestinationEvent, DestinationHandoff, DestinationStep, History, Message, Resolution,
     SourceEffect, SourceEvent, SourceHandoff,
 };
 
 use super::carry::Luck;
-use super::world::{Faults, Letter, Move, Part, Record, Role, Tasks, World, Wrong, digest};
+use super::world::{Faults, Letter, Migration, Move, Part, Record, Role, Tasks, World, Wrong, digest};
 
 /// A run without faults is longer than this only if it never ends.
 const LONGEST_RUN: usize = 400;
@@ -26,6 +26,7 @@ pub const EPOCHS_GROW: &str = "epochs only grow";
 pub const NONE_KILLED: &str = "running tasks are never ended";
 pub const NO_COMMIT_AFTER_NO: &str = "what a source says it never commits, it never commits";
 pub const NEWEST_SOMEWHERE: &str = "the newest state is always somewhere";
+pub const RIGHT_HISTORY: &str = "both journals say what the machines may have written";
 pub const ENDS_DECIDED: &str = "without further faults it ends decided";
 
 /// Something that is done wrong on purpose: the model must find it.
@@ -315,6 +316,15 @@ impl Handoffs {
         }
     }
 
+    fn history<'a>(&self, world: &World, migration: &'a Migration) -> History<'a> {
+        History {
+            source: &migration.source_journal.steps,
+            destination: &migration.destination_journal.steps,
+            arbiter: self.arbiter,
+            person: world.faults.resolutions < self.faults.resolutions,
+        }
+    }
+
     /// A way to a world, how it goes on from there when nothing else fails, and what that world is like.
     pub fn tell(&self, path: &Path<World, Action>) -> String {
         let mut text = format!("{path}then, if nothing else fails:\n");
@@ -536,6 +546,10 @@ impl Model for Handoffs {
             Property::always(NEWEST_SOMEWHERE, |model: &Self, world: &World| {
                 let mut containers = 0..world.acknowledged.len();
                 containers.all(|container| world.died[container] || world.has_newest(container, &model.moves))
+            }),
+            Property::always(RIGHT_HISTORY, |model: &Self, world: &World| {
+                let mut migrations = world.migrations.iter();
+                world.wrong.is_some() || migrations.all(|one| model.history(world, one).check().is_ok())
             }),
             Property::always(ENDS_DECIDED, |model: &Self, world: &World| {
                 world.wrong.is_some() || model.ends_well(world)
