@@ -35,7 +35,7 @@ use crate::trees::{TreeName, TreeReport, checkpoint_digest};
 /// How a migration ended, seen from the destination.
 #[derive(Debug)]
 pub enum DestinationEnd {
-    /// The container runs here.
+    /// The container is this host's: it runs here, unless it has ended since.
     Runs,
     /// Everything was dropped, unless an undo failed.
     Dropped {
@@ -44,8 +44,6 @@ pub enum DestinationEnd {
         /// What could not be removed; empty when all was.
         undo: Vec<HostError>,
     },
-    /// The source has committed, but the container could not be brought to run. It is not restored again.
-    Lost(Failure),
 }
 
 /// A migration's end and what was measured on the way.

@@ -136,6 +136,15 @@ fn whatever_fails_one_host_runs_the_container_and_nothing_acknowledged_is_lost()
                 ..NONE
             },
         ),
+        (
+            "once, both hosts are switched off, a daemon dies",
+            ONCE,
+            Faults {
+                crashes: 1,
+                reboots: 2,
+                ..NONE
+            },
+        ),
         ("a second migration beside the first", AGAIN, cut),
         ("a second migration to another host", ELSEWHERE, NONE),
         ("there and back, a daemon dies", BACK, crash),
@@ -146,7 +155,7 @@ fn whatever_fails_one_host_runs_the_container_and_nothing_acknowledged_is_lost()
 
 #[test]
 fn the_same_where_an_arbiter_decides() {
-    let scenarios: [(&str, &[Move], Faults); 4] = [
+    let scenarios: [(&str, &[Move], Faults); 5] = [
         (
             "an arbiter, two daemons die, an answer of its is lost",
             ONCE,
@@ -174,6 +183,15 @@ fn the_same_where_an_arbiter_decides() {
             Faults {
                 crashes: 1,
                 reboots: 1,
+                blinds: 1,
+                ..NONE
+            },
+        ),
+        (
+            "an arbiter, both hosts are switched off",
+            ONCE,
+            Faults {
+                reboots: 2,
                 blinds: 1,
                 ..NONE
             },

@@ -217,7 +217,9 @@ fn try_out<T>(
         thawed_us: thawed_us(a)?,
     };
     judge(&course)?;
-    journals::agree(&hosts, a, owner)?;
+    let record = owner.container("redis")?;
+    let container = record["id"].as_str().context("a container has an id")?;
+    journals::agree(container, &hosts, owner)?;
     bring_home(owner).context("on the way back")?;
     wait_for("the hosts to be as they were", SOON, || {
         let as_before = before.expect_unchanged_but(bed, |line| {

@@ -2,10 +2,12 @@
 //! wrote them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tranship_migrate::handoff::{DestinationStep, History, Owner, SourceStep};
@@ -19,59 +21,45 @@ const SOON: Duration = Duration::from_secs(10);
 /// One handoff, as both hosts have it on record.
 #[derive(Debug, Default)]
 struct Handoff {
+    container: String,
+    from: String,
+    to: String,
     source: Vec<SourceStep>,
     destination: Vec<DestinationStep>,
     /// Under which epochs the steps were written.
     epochs: BTreeSet<i64>,
 }
 
-/// Every handoff on record, by its id.
-#[derive(Debug, Default)]
-struct Journals {
-    handoffs: BTreeMap<String, Handoff>,
-    /// The last that each host was the source of.
-    last: BTreeMap<String, String>,
-    /// The epochs of each host's commits, by container, in order.
-    commits: BTreeMap<(String, String), Vec<i64>>,
-}
-
-/// Waits until every handoff among these hosts is at its end, which nobody but the machines and no person has brought about, and demands
-/// that `owner` has what was last to go from `source`.
+/// Waits until every handoff among these hosts is at its end, as the machines by themselves bring it about, and demands that `owner` is
+/// who has the container of the id `container` by them.
 ///
 /// # Errors
 /// The journals contradict each other, or stay undecided.
-pub fn agree(hosts: &[&Host], source: &Host, owner: &Host) -> Result<()> {
+pub fn agree(container: &str, hosts: &[&Host], owner: &Host) -> Result<()> {
     wait_for("the journals to be at their ends", SOON, || {
-        let journals = Journals::read(hosts)?;
-        for (id, handoff) in &journals.handoffs {
-            let owner = handoff
-                .judged()
+        let handoffs = read(hosts)?;
+        let mut highest = None;
+        for (id, handoff) in &handoffs {
+            let claim = handoff
+                .claim()
                 .with_context(|| format!("the journals of {id}: {handoff:?}"))?;
-            ensure!(owner.is_some(), "{id} is not at its end: {handoff:?}");
+            if handoff.container == container {
+                highest = highest.max(claim);
+            }
         }
-        for ((host, container), epochs) in &journals.commits {
+        if let Some((epoch, host)) = highest {
             ensure!(
-                epochs.is_sorted_by(|earlier, later| earlier < later),
-                "{host} has given {container} away under the epochs {epochs:?}"
+                host == owner.name(),
+                "by the journals {host} has it, under epoch {epoch}"
             );
         }
-        let last = journals
-            .last
-            .get(source.name())
-            .and_then(|id| journals.handoffs.get(id));
-        let last = last.with_context(|| format!("{} has given nothing away", source.name()))?;
-        let stayed = last.judged()? == Some(Owner::Source);
-        ensure!(
-            stayed == (owner.name() == source.name()),
-            "{} runs it, and the journals say {last:?}",
-            owner.name()
-        );
         Ok(true)
     })
 }
 
 impl Handoff {
-    fn judged(&self) -> Result<Option<Owner>> {
+    /// Under which epoch it has given the container to which host; none where it has stayed.
+    fn claim(&self) -> Result<Option<(i64, String)>> {
         let history = History {
             source: &self.source,
             destination: &self.destination,
@@ -79,51 +67,58 @@ impl Handoff {
             person: false,
         };
         history.check()?;
-        ensure!(self.epochs.len() < 2, "epochs {:?}", self.epochs);
-        Ok(history.owner())
+        ensure!(self.epochs.len() == 1, "it has several epochs");
+        let epoch = self.epochs.iter().copied().max().unwrap_or(0);
+        let owner = history.owner().context("it is not at its end")?;
+        Ok(match owner {
+            Owner::Destination => Some((epoch, self.to.clone())),
+            // Taken back it has another one.
+            Owner::Source if self.source.contains(&SourceStep::TakenBack) => {
+                Some((epoch + 1, self.from.clone()))
+            }
+            Owner::Source => None,
+        })
     }
 }
 
-impl Journals {
-    fn read(hosts: &[&Host]) -> Result<Self> {
-        let mut all = Self::default();
-        for host in hosts {
-            all.add(host)?;
-        }
-        Ok(all)
-    }
-
-    fn add(&mut self, host: &Host) -> Result<()> {
-        let path = host.path(host.layout.state_dir(host.name()).join("registry.db"));
-        let registry = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        registry.busy_timeout(SOON)?;
-        let mut rows = registry
-            .prepare("SELECT migration_id, role, step, epoch, data FROM handoff_journal ORDER BY rowid")?;
-        let mut rows = rows.query([])?;
+/// Every handoff on record, by its id.
+fn read(hosts: &[&Host]) -> Result<BTreeMap<String, Handoff>> {
+    let mut handoffs = BTreeMap::new();
+    for host in hosts {
+        let copy = tempfile::tempdir()?;
+        let registry = copy_of(host, copy.path())?;
+        let steps = "SELECT migration_id, role, step, epoch, data FROM handoff_journal ORDER BY rowid";
+        let mut steps = registry.prepare(steps)?;
+        let mut rows = steps.query([])?;
         while let Some(row) = rows.next()? {
             let (id, role, step): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            let epoch: i64 = row.get(3)?;
-            let handoff = self.handoffs.entry(id.clone()).or_default();
-            handoff.epochs.insert(epoch);
-            if role == "destination" {
-                handoff.destination.push(word(&step)?);
-                continue;
+            let data: Value = serde_json::from_str(&row.get::<_, String>(4)?)?;
+            let handoff: &mut Handoff = handoffs.entry(id).or_default();
+            handoff.epochs.insert(row.get(3)?);
+            if let Some(container) = data["container"].as_str() {
+                container.clone_into(&mut handoff.container);
             }
-            let step: SourceStep = word(&step)?;
-            handoff.source.push(step);
-            self.last.insert(host.name().to_owned(), id);
-            if step == SourceStep::Committed {
-                let data: Value = serde_json::from_str(&row.get::<_, String>(4)?)?;
-                let container = data["container"]
-                    .as_str()
-                    .context("a commit names its container")?;
-                let key = (host.name().to_owned(), container.to_owned());
-                self.commits.entry(key).or_default().push(epoch);
+            if role == "destination" {
+                host.name().clone_into(&mut handoff.to);
+                handoff.destination.push(word(&step)?);
+            } else {
+                host.name().clone_into(&mut handoff.from);
+                handoff.source.push(word(&step)?);
             }
         }
-        Ok(())
     }
+    Ok(handoffs)
+}
+
+/// A copy of a host's registry: SQLite does not find its way into the host's own mounts. One that was written to meanwhile is no
+/// database, or is one of before; whoever reads it tries again.
+fn copy_of(host: &Host, directory: &Path) -> Result<Connection> {
+    let state = host.path(host.layout.state_dir(host.name()));
+    for name in ["registry.db", "registry.db-wal"] {
+        let path = state.join(name);
+        fs::copy(&path, directory.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+    }
+    Ok(Connection::open(directory.join("registry.db"))?)
 }
 
 fn word<S: DeserializeOwned>(step: &str) -> Result<S> {

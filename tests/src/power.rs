@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::oracles::cgroups;
-use crate::testbed::{Host, daemon};
+use crate::testbed::{Host, Testbed, daemon, pool};
 use crate::tranship::wait_for;
 
 /// What a host has in memory, as it names it itself.
@@ -52,6 +52,25 @@ pub fn switch_off(host: &Host) -> Result<()> {
     left.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
     for cgroup in left {
         fs::remove_dir(&cgroup).with_context(|| format!("cannot remove {}", cgroup.display()))?;
+    }
+    Ok(())
+}
+
+/// Cuts the power of hosts, one after the other, whose disks are of the kind [`PoolKind::Cut`](crate::testbed::PoolKind::Cut): what was
+/// not brought to the disk is gone as well. Nobody hears of what a host does between the copy of its disk and its end. They are on again
+/// with the next start of their daemons.
+///
+/// # Errors
+/// As [`switch_off`]; a disk is of another kind.
+pub fn cut(bed: &Testbed, hosts: &[&Host]) -> Result<()> {
+    for host in hosts {
+        bed.set_link(host.name(), false)?;
+        pool::copy_disk(host)?;
+    }
+    for host in hosts {
+        switch_off(host)?;
+        pool::use_copy(host)?;
+        bed.set_link(host.name(), true)?;
     }
     Ok(())
 }

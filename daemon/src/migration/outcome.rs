@@ -67,15 +67,6 @@ pub fn of_destination(record: &mut Migration, report: DestinationReport) {
                 record.source
             );
         }
-        DestinationEnd::Lost(failure) => {
-            record.set_outcome(MigrationOutcome::Unknown);
-            record.error = chain(&failure);
-            record.advice = format!(
-                "the container was handed to this host but does not run; {} still has its frozen copy; \
-                 look at this host's log and at `tranship inspect {}`",
-                record.source, record.container_name
-            );
-        }
     }
 }
 

@@ -13,7 +13,7 @@ use tranship_migrate::handoff::{
     DestinationEffect, DestinationHandoff, DestinationStep, SourceOutcome, SourceStep,
 };
 use tranship_proto::ids::{ContainerId, MigrationId, Name};
-use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole, Phase, Reserve};
+use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole, Reserve};
 
 use super::conductor::Conductor;
 use super::destination_host::LocalDestination;
@@ -291,7 +291,6 @@ impl Conductor {
             DestinationEnd::Dropped { failure, .. } => {
                 self.close_received(id, record, false, chain(&failure)).await;
             }
-            DestinationEnd::Lost(failure) => self.close_lost(id, record, chain(&failure)).await,
         }
     }
 
@@ -316,21 +315,6 @@ impl Conductor {
         self.close_received(id, record, false, "transhipd was restarted".to_owned())
             .await;
         Ok(())
-    }
-
-    /// Handed over, and not running: it is not known whether its first instruction was ever executed, so nobody runs it.
-    async fn close_lost(&self, id: MigrationId, mut record: Migration, error: String) {
-        record.set_outcome(MigrationOutcome::Unknown);
-        record.set_phase(Phase::Resume);
-        record.error = error;
-        record.advice = format!(
-            "{} keeps its frozen copy of container {} and the volumes as they were when it was handed over; neither host \
-             runs it, because it may have run here: look at what it wrote here before anything is removed",
-            record.source, record.container_name
-        );
-        record.finished_ms = now_ms();
-        tracing::error!(migration_id = %id, role = "destination", container = record.container_name, "a container was handed over and does not run");
-        self.shared.close(id, record).await;
     }
 
     async fn close_received(&self, id: MigrationId, mut record: Migration, runs: bool, error: String) {

@@ -255,6 +255,10 @@ impl Settling {
             Ok(()) => SourceEvent::Recorded(step),
             Err(error) => {
                 tracing::error!(migration_id = %self.id, ?step, error = %chain(&error), "the journal cannot be written");
+                // All is undone: nothing waits for it, but the journal is to say so.
+                if matches!(step, SourceStep::Aborted | SourceStep::RolledBack) {
+                    tokio::spawn(write_later(self.journal.clone(), step, self.record.epoch));
+                }
                 SourceEvent::InDoubt(step)
             }
         }
@@ -378,5 +382,18 @@ impl Settling {
         tracing::info!(migration_id = %self.id, role = "source", container = record.container_name, outcome = outcome.as_str_name(), "the handoff is decided");
         self.conductor.shared.close(self.id, self.record).await;
         steps.contains(&SourceStep::TakenBack) && !steps.contains(&SourceStep::Told)
+    }
+}
+
+/// Writes the last step as soon as that works, unless it is there.
+async fn write_later(journal: Journal, step: SourceStep, epoch: u64) {
+    loop {
+        tokio::time::sleep(ASK_AGAIN).await;
+        let known = journal.words::<SourceStep>().await;
+        if known.is_ok_and(|steps| steps.contains(&step))
+            || journal.append(step, epoch, serde_json::Value::Null).await.is_ok()
+        {
+            return;
+        }
     }
 }

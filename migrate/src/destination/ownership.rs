@@ -17,6 +17,10 @@ use crate::handoff::{
 use crate::host::ReserveError;
 use crate::timings::micros;
 
+/// What a person should know of a container whose processes are gone.
+const ENDED: &str = "the container's processes were let run at the destination and ended there before anybody saw them, with their host or \
+                     its transhipd; the container has ended, and what it wrote is on its volumes at the destination";
+
 /// How often it is tried to remove what is left over.
 const CLEANINGS: u8 = 3;
 
@@ -118,7 +122,10 @@ impl Destination {
             | DestinationStep::Running
             | DestinationStep::TakenOver
             | DestinationStep::GivenBack => self.not_yet(&error),
-            DestinationStep::Dropped | DestinationStep::Told => self.undo.push(error),
+            DestinationStep::Dropped => {
+                tracing::debug!(migration_id = %self.migration, error = %chain(&error), "it cannot be written yet that nothing is left here; this is tried again");
+            }
+            DestinationStep::Told => self.undo.push(error),
             DestinationStep::Reserved | DestinationStep::Prepared | DestinationStep::Ready => {
                 let cause = error.into();
                 return Err(Setback { event, cause });
@@ -259,8 +266,8 @@ impl Destination {
             self.note_plugged(plugged);
         }
         if inspection == Inspection::MayHaveRun {
-            let words = "transhipd ended while it let the container run, and the container does not run";
-            self.failure = Some(self.failure(HostError::new("find the restored container", words).into()));
+            tracing::error!(migration_id = %self.migration, "the container was let run, and has ended");
+            self.warnings.push(ENDED.to_owned());
         }
         Ok(DestinationEvent::Inspected(inspection))
     }
@@ -320,11 +327,6 @@ impl Destination {
                 failure: self.last_failure(),
                 undo: std::mem::take(&mut self.undo),
             },
-            DestinationOutcome::Lost => {
-                let failure = self.last_failure();
-                tracing::error!(migration_id = %self.migration, error = %chain(&failure), "the container was handed over but does not run");
-                DestinationEnd::Lost(failure)
-            }
         }
     }
 

@@ -18,7 +18,7 @@
 //! Up to `Ready` has been said the source cannot have committed. From `Resuming` on nothing is given up: what fails is tried
 //! again: a restore or a release that fails is looked into, as after the death of a daemon (`Inspecting`), and where no task was let
 //! go it is restored again, some times, and then given back. Once the tasks were released they are never restored again: that they cannot be seen to
-//! run does not mean that they never did.
+//! run does not mean that they never did. The container is this host's then, and has ended.
 
 use super::journal::DestinationStep;
 use super::rules::{Resolution, Verdict};
@@ -77,7 +77,7 @@ pub enum Inspection {
     WasAdopted,
     /// They are gone, and were certainly never released.
     NeverReleased,
-    /// They are gone, and were released: they may have run.
+    /// They are gone, and were released: they may have run. What they have written is here, and nowhere else.
     MayHaveRun,
 }
 
@@ -95,7 +95,7 @@ pub enum DestinationEffect {
     /// Leave a mark that outlives the daemon, then let the tasks run; comes back as `Released` when they do. Done once in the
     /// life of a restore.
     Release,
-    /// Register the running container as this host's own, under the new epoch; comes back as `Adopted`.
+    /// Register the container as this host's own, under the new epoch; comes back as `Adopted`. It runs, or has ended since.
     Adopt,
     /// Remove what surrounds the running container.
     DropStaging,
@@ -113,12 +113,10 @@ pub enum DestinationEffect {
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationOutcome {
-    /// The container runs here.
+    /// The container is this host's. It runs here, unless it has ended since.
     Runs,
     /// Nothing of it is here.
     Dropped,
-    /// It was handed over and does not run here, as far as can be seen. Nothing more is done by this daemon.
-    Lost,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -166,7 +164,7 @@ enum Stage {
     Resuming,
     /// The tasks are being let go.
     Releasing,
-    /// They run; the container is being registered.
+    /// They run, or have run; the container is being registered.
     Adopting,
     /// `running` is being written.
     Closing,
@@ -298,7 +296,10 @@ impl DestinationHandoff {
             E::Failed | E::Lost | E::Overdue => self.failed(event),
             E::Recorded(step) => self.recorded(step),
             E::NotRecorded(_) if self.can_give_up() => self.drop_all(),
-            E::NotRecorded(_) if self.stage == Stage::Forgetting => self.forgotten(),
+            // There is nothing here; that this can be written is not for the source to wait for.
+            E::NotRecorded(_) if self.stage == Stage::Forgetting => {
+                self.then(DestinationEffect::Send(Message::Failed))
+            }
             E::Says(_) | E::Silent | E::Resolved(_) => self.told(event),
             E::Again | E::Inspected(_) => self.later(event),
             _ => self.done(event),
@@ -432,8 +433,9 @@ impl DestinationHandoff {
             (Stage::Resuming, Again) => self.resume(),
             (Stage::Adopting, Again) => self.then(DestinationEffect::Adopt),
             (Stage::Inspecting, Again) => self.then(DestinationEffect::Inspect),
+            (Stage::Forgetting, Again) => self.forget(),
             (Stage::Closing, Again) => self.then(DestinationEffect::Record(DestinationStep::Running)),
-            (Stage::Inspecting, Inspected(Inspection::Runs)) => {
+            (Stage::Inspecting, Inspected(Inspection::Runs | Inspection::MayHaveRun)) => {
                 self.at(Stage::Adopting).then(DestinationEffect::Adopt)
             }
             (Stage::Inspecting, Inspected(Inspection::WasAdopted)) => self
@@ -449,7 +451,6 @@ impl DestinationHandoff {
                 self.at(ASKING).none()
             }
             (Stage::Inspecting, Inspected(Inspection::NeverReleased)) => self.bring(),
-            (Stage::Inspecting, Inspected(Inspection::MayHaveRun)) => self.lost(),
             _ => self.none(),
         }
     }
@@ -493,11 +494,6 @@ impl DestinationHandoff {
     fn ask_from_now_on(self) -> (Self, Effects) {
         let (held, silent) = (true, 0);
         self.at(Stage::Asking { held, silent }).none()
-    }
-
-    fn lost(self) -> (Self, Effects) {
-        self.at(Stage::Ended(DestinationOutcome::Lost))
-            .then(DestinationEffect::Send(Message::Failed))
     }
 
     fn drop_all(self) -> (Self, Effects) {

@@ -7,7 +7,7 @@ use tranship_migrate::handoff::{
 };
 
 use super::explore::{Flaw, Handoffs};
-use super::world::{Letter, Migration, Move, Part, Record, Role, Tasks, World, Wrong, digest, is_lost};
+use super::world::{Letter, Migration, Move, Part, Record, Role, Tasks, World, Wrong, digest};
 
 /// How an effect comes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,10 +72,7 @@ impl Handoffs {
             part.effects.is_empty() && part.machine.outcome().is_some()
         };
         if migration.destination.as_ref().is_some_and(ended) {
-            migration.lost |= migration
-                .destination
-                .take()
-                .is_some_and(|part| is_lost(&part.machine));
+            migration.destination = None;
             migration.connected = false;
         }
     }
@@ -364,6 +361,9 @@ impl Handoffs {
             place.record = Some(Record::Own { epoch });
             place.highest = epoch;
             place.tombstone = None;
+            // Let go, and gone before it was seen: as if it had ended a moment later.
+            let ended = place.tasks == Tasks::None;
+            world.died[one.container] |= ended;
             if back {
                 world.note(Wrong::EpochWentBack);
             }

@@ -2,8 +2,8 @@
 //! machines, letters on their way. And what a bystander sees who knows all of it at once.
 
 use tranship_migrate::handoff::{
-    DestinationEffect, DestinationHandoff, DestinationOutcome, DestinationStep, Digest, Message,
-    SourceEffect, SourceHandoff, SourceStep,
+    DestinationEffect, DestinationHandoff, DestinationStep, Digest, Message, SourceEffect, SourceHandoff,
+    SourceStep,
 };
 
 /// Tasks of a container on one host.
@@ -107,8 +107,6 @@ pub struct Migration {
     pub marked: bool,
     /// A source has answered that it never commits this.
     pub abandoned: bool,
-    /// The destination's daemon has given the container up for lost.
-    pub lost: bool,
     /// What the arbiter has decided, where there is one: for the destination, or not.
     pub decision: Option<bool>,
     /// What it was asked to decide by somebody who did not hear the answer: it may still come to that.
@@ -274,13 +272,13 @@ impl World {
     }
 
     /// Whether everything is over, and each container runs on exactly one host, which knows it as its own, with nothing of it left
-    /// on any other. One that was lost stands still at its source, and somebody was told.
+    /// on any other.
     pub fn is_decided(&self, moves: &[Move]) -> bool {
         let containers = 0..self.acknowledged.len();
         self.hosts.iter().all(|host| host.up)
-            && containers.into_iter().all(|container| {
-                self.is_lost(container, moves) || (self.is_over(container, moves) && self.is_once(container))
-            })
+            && containers
+                .into_iter()
+                .all(|container| self.is_over(container, moves) && self.is_once(container))
     }
 
     fn is_over(&self, container: usize, moves: &[Move]) -> bool {
@@ -313,27 +311,9 @@ impl World {
         let empty = |place: &&Place| place.record.is_none() && place.tasks == Tasks::None;
         places().filter(own).count() == 1 && places().filter(empty).count() == self.hosts.len() - 1
     }
-
-    fn is_lost(&self, container: usize, moves: &[Move]) -> bool {
-        let lost = |(migration, one): (&Migration, &Move)| {
-            let copy = &self.hosts[one.from].places[container];
-            let may_have_run = migration.marked || migration.mark_gone;
-            one.container == container && migration.lost && may_have_run && copy.tasks == Tasks::Frozen
-        };
-        let runs = self
-            .hosts
-            .iter()
-            .any(|host| host.places[container].tasks == Tasks::Run);
-        !runs && self.migrations.iter().zip(moves).any(lost)
-    }
 }
 
 /// What a state of this version adds up to.
 pub fn digest(version: u8) -> Digest {
     [version; 32]
-}
-
-/// How a destination's role ended, if it was lost.
-pub fn is_lost(machine: &DestinationHandoff) -> bool {
-    machine.outcome() == Some(DestinationOutcome::Lost)
 }

@@ -260,7 +260,11 @@ impl Stage for Placement {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Outcome::Unchanged),
             Err(error) => return Err(DriverError::io("put in place", &self.place, error)),
         }
-        sync_parent(&self.place)?;
+        if let Err(error) = sync_parent(&self.place) {
+            // What has failed has changed nothing; should this fail as well, the error is the same.
+            fs::rename(&self.place, path).ok();
+            return Err(error);
+        }
         Ok(Outcome::Changed)
     }
 

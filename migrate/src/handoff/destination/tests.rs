@@ -14,7 +14,6 @@ const TO_READY: [DestinationEvent; 8] = [
     DestinationEvent::Held,
     DestinationEvent::Recorded(DestinationStep::Ready),
 ];
-const GIVEN_UP: [DestinationEffect; 1] = [DestinationEffect::Send(Message::Failed)];
 const GO: DestinationEvent = DestinationEvent::Heard(Message::Go {
     epoch: 4,
     digest: DIGEST,
@@ -119,11 +118,8 @@ fn what_was_released_is_never_restored_again() {
     let (same, effects) = inspected(Inspection::NeverReleased);
     assert!(same == asking && effects.is_empty());
     assert_eq!(inspected(Inspection::Runs).1, [DestinationEffect::Adopt]);
-    let (lost, effects) = inspected(Inspection::MayHaveRun);
-    assert_eq!(
-        (lost.outcome(), effects),
-        (Some(DestinationOutcome::Lost), GIVEN_UP.to_vec())
-    );
+    // It is this host's, and has ended.
+    assert_eq!(inspected(Inspection::MayHaveRun).1, [DestinationEffect::Adopt]);
 }
 
 #[test]
@@ -133,6 +129,23 @@ fn what_could_not_be_dropped_is_dropped_again() {
     assert!(same == dropping && effects.is_empty());
     let (_, effects) = dropping.on(DestinationEvent::Again);
     assert_eq!(effects, [DestinationEffect::DropAll]);
+}
+
+#[test]
+fn that_nothing_is_left_is_written_until_it_is_on_record() {
+    let (dropping, _) = DestinationHandoff::recover(4, &[DestinationStep::Prepared], false, false);
+    let (forgetting, effects) = dropping.on(DestinationEvent::Dropped);
+    let record = [DestinationEffect::Record(DestinationStep::Dropped)];
+    assert_eq!(effects, record);
+    let (same, effects) = forgetting.on(DestinationEvent::NotRecorded(DestinationStep::Dropped));
+    assert_eq!(
+        (same, effects),
+        (forgetting, vec![DestinationEffect::Send(Message::Failed)])
+    );
+    let (same, effects) = forgetting.on(DestinationEvent::Again);
+    assert_eq!((same, effects), (forgetting, record.to_vec()));
+    let (ended, _) = forgetting.on(DestinationEvent::Recorded(DestinationStep::Dropped));
+    assert_eq!(ended.outcome(), Some(DestinationOutcome::Dropped));
 }
 
 #[test]
