@@ -377,19 +377,21 @@ async fn receive_all(
         let (sink, keeper, ended) = (host.sink(), Arc::clone(&keeper), ended.clone());
         tasks.spawn(async move {
             let received = match number {
-                0 => Received::Trees(receive_trees(&mut stream, sink).await?),
-                _ => {
-                    let report = receive_pages(&mut stream, keeper, ended).await?;
-                    Received::Pages(number, Box::new(report))
-                }
+                0 => receive_trees(&mut stream, sink).await.map(Received::Trees),
+                _ => receive_pages(&mut stream, keeper, ended)
+                    .await
+                    .map(|report| Received::Pages(number, Box::new(report))),
             };
-            Ok::<_, TransportError>(received)
+            (received, stream)
         });
     }
     drop(ended);
     let (mut trees, mut pages) = (Vec::new(), BTreeMap::new());
     while let Some(task) = tasks.join_next().await {
-        match task.map_err(|_| TransportError::Worker)?? {
+        // The source cuts all streams when it finds one closed. So none is closed before its reason is known, else that of one
+        // that was cut might be taken for it.
+        let (received, _open) = task.map_err(|_| TransportError::Worker)?;
+        match received? {
             Received::Trees(received) => trees = received,
             Received::Pages(number, report) => drop(pages.insert(number, *report)),
         }

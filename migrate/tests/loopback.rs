@@ -151,6 +151,24 @@ async fn whatever_fails_before_the_commit_leaves_the_source_running() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reason_is_that_of_the_stream_that_failed_first_not_of_those_that_were_cut_for_it() {
+    for point in ["open tree", "keep pages"] {
+        let world = World {
+            fail: Some(point),
+            fail_times: 1,
+            slow_to_close: true,
+            ..World::default()
+        };
+        let outcome = migrate_in(world, None, false).await;
+        let failure = match &outcome.source.end {
+            SourceEnd::Failed { failure, .. } | SourceEnd::RolledBack { failure, .. } => chain(failure),
+            other => panic!("{point}: {other:?}"),
+        };
+        assert!(failure.contains("told to fail"), "{point}: {failure}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_destination_that_cannot_hold_frames_gets_the_container_all_the_same() {
     let outcome = migrate(Some("hold network"), None, false).await;
     assert!(

@@ -3,9 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Inspection, Resolution, SourceStep, Verdict, verdict};
 use tranship_migrate::host::{
@@ -42,14 +46,63 @@ impl TreeSink for Place {
     }
 }
 
+/// A stream whose other end may learn that it is closed long before this one goes on.
+struct Closing {
+    world: Shared,
+    stream: Option<DuplexStream>,
+}
+
+impl Closing {
+    fn open(&mut self) -> Pin<&mut DuplexStream> {
+        Pin::new(self.stream.as_mut().unwrap())
+    }
+}
+
+impl AsyncRead for Closing {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        self.open().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Closing {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        self.open().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.open().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.open().poll_shutdown(cx)
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.stream = None;
+        if self.world.with(|world| world.slow_to_close) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
 pub struct SimulatedDestination {
     world: Shared,
     place: Arc<Place>,
-    streams: Mutex<VecDeque<tokio::io::DuplexStream>>,
+    streams: Mutex<VecDeque<DuplexStream>>,
 }
 
 impl SimulatedDestination {
-    pub fn new(world: &Shared, dir: &Path, streams: VecDeque<tokio::io::DuplexStream>) -> Self {
+    pub fn new(world: &Shared, dir: &Path, streams: VecDeque<DuplexStream>) -> Self {
         let place = Place {
             world: world.clone(),
             dir: dir.to_owned(),
@@ -137,7 +190,10 @@ impl DestinationHost for SimulatedDestination {
             .map_err(|error| HostError::new("greet", error))?;
         Ok(AcceptedStream {
             page_stream: hello.page_stream,
-            stream: Box::new(stream),
+            stream: Box::new(Closing {
+                world: self.world.clone(),
+                stream: Some(stream),
+            }),
         })
     }
 

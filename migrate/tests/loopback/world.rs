@@ -32,6 +32,8 @@ pub struct World {
     pub slowed: bool,
     pub secured: bool,
     pub fail: Option<&'static str>,
+    /// Whoever closes a stream of the destination gets no further for a while.
+    pub slow_to_close: bool,
     /// After so many times it does not fail any more.
     pub fail_times: usize,
     pub calls: Vec<&'static str>,
