@@ -264,7 +264,10 @@ fn has_all_of_it(owner: &Host, client: &Host, counter: Counter) -> Result<()> {
     ensure!(!counted.error.is_empty(), "its client has not noticed");
     ensure!(counted.wrong.is_empty(), "it was answered {:?}", counted.wrong);
     owner.tranship(&["rm", "redis"])?;
-    run_redis(owner, client)?;
+    run_redis(owner, client).with_context(|| {
+        let said = owner.tranship(&["logs", "redis"]).unwrap_or_default();
+        format!("a Redis on the same volume says:\n{said}")
+    })?;
     let address = owner.address_of("redis", REDIS_PORT)?;
     let kept = images::ask_redis(client, address, &format!("GET {KEY}"))?;
     let kept: i64 = kept

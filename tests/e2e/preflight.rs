@@ -1,7 +1,7 @@
 //! What is in the way of a move is told before anything is touched, every reason at once; the exit codes of `migrate`.
 //!
-//! Every reason is made real on the hosts. Two cannot be: a missing storage driver (there is one driver) and another CPU
-//! or architecture (there is one machine); those are cases of the unit test beside the reasons.
+//! Every reason is made real on the hosts; the better CPU is one of which CRIU says so. Two cannot be: a missing storage driver (there is
+//! one driver) and another architecture (there is one machine); those are cases of the unit test beside the reasons.
 
 use std::fs::{self, File, Permissions};
 use std::net::Ipv4Addr;
@@ -66,6 +66,7 @@ fn every_reason_is_told_before_anything_is_touched() -> Result<()> {
     who_is_not_there(&scenario)?;
     what_b_cannot_do(a, b)?;
     another_machine(&scenario)?;
+    a_better_cpu(a, b)?;
     what_does_not_run(a)?;
     fits(a, "redis")?;
 
@@ -150,6 +151,74 @@ fn another_machine(scenario: &Scenario) -> Result<()> {
     fits(a, "twin")?;
     a.tranship(&["rm", "-f", "twin"])?;
     Ok(())
+}
+
+/// The source's CPU can save more of a process than the destination's can load.
+fn a_better_cpu(a: &Host, b: &Host) -> Result<()> {
+    let prefix = std::env::var("TRANSHIP_PREFIX").unwrap_or_else(|_| "/opt/tranship".to_owned());
+    let criu = format!("{prefix}/criu/sbin/criu");
+    let scratch = a.layout.disk("a").join("cpu");
+    fs::create_dir(&scratch)?;
+    let image = scratch.join("cpuinfo.img");
+    b.run(
+        &criu,
+        [
+            "cpuinfo".as_ref(),
+            "dump".as_ref(),
+            "--images-dir".as_ref(),
+            scratch.as_os_str(),
+        ],
+    )?;
+    fs::write(&image, with_every_register(&fs::read(&image)?)?)?;
+    let script =
+        format!("#!/bin/sh\n{criu} \"$@\" || exit\n[ \"$1 $2\" != 'cpuinfo dump' ] || cp {image:?} \"$4\"\n");
+    let config = a.layout.config("a");
+    let text = fs::read_to_string(&config)?;
+    let better = executable(a, "criu-of-a-better-cpu", &script)?;
+    reconfigure(a, &format!("criu = {better:?}\n{text}"))?;
+    refused(
+        a,
+        "redis",
+        "b",
+        &["the CPU of b lacks features the container may use: "],
+    )?;
+    reconfigure(a, &text)?;
+    fs::remove_file(better)?;
+    fs::remove_dir_all(scratch)?;
+    fits(a, "redis")
+}
+
+/// CRIU's description of a CPU, with all states of registers that there could be: two magic numbers, a length, a message whose first field
+/// is the CPU, and of the same field in that the last one counts.
+fn with_every_register(image: &[u8]) -> Result<Vec<u8>> {
+    const CPU: u8 = 1 << 3 | 2;
+    const REGISTER_STATES: u8 = 8 << 3;
+    let (magic, message) = image
+        .split_at_checked(8)
+        .context("an image has two magic numbers")?;
+    let (tag, described) = message
+        .get(4..)
+        .and_then(<[u8]>::split_first)
+        .context("a message")?;
+    ensure!(*tag == CPU, "field {tag} is no CPU");
+    let length_bytes = described.iter().take_while(|byte| **byte >= 0x80).count() + 1;
+    let mut cpu = described[length_bytes..].to_vec();
+    cpu.push(REGISTER_STATES);
+    cpu.extend(varint(u64::MAX));
+    let mut message = vec![CPU];
+    message.extend(varint(u64::try_from(cpu.len())?));
+    message.extend(cpu);
+    Ok([magic, &u32::try_from(message.len())?.to_le_bytes(), &message].concat())
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
 }
 
 fn what_does_not_run(a: &Host) -> Result<()> {
@@ -332,8 +401,12 @@ fn told(a: &Host, container: &str, destination: &str, number: usize, words: &[&s
 
 /// A program that says it is an old version, and otherwise is the one that the host has.
 fn old_program(host: &Host, name: &str, version: &str) -> Result<PathBuf> {
-    let path = host.layout.disk(host.name()).join(format!("{name}-of-old"));
     let script = format!("#!/bin/sh\n[ \"$1\" = --version ] || exec {name} \"$@\"\necho '{version}'\n");
+    executable(host, &format!("{name}-of-old"), &script)
+}
+
+fn executable(host: &Host, name: &str, script: &str) -> Result<PathBuf> {
+    let path = host.layout.disk(host.name()).join(name);
     fs::write(&path, script)?;
     fs::set_permissions(&path, Permissions::from_mode(0o755))?;
     Ok(path)

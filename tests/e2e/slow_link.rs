@@ -1,4 +1,4 @@
-//! A link that gets slow at one step of a migration, but is not cut: the migration takes longer, and succeeds.
+//! A link that gets slow at one step of a migration, or loses packets, but is not cut: the migration takes longer, and succeeds.
 
 use std::time::Duration;
 
@@ -10,6 +10,10 @@ use tranship_tests::tranship::{Migration, wait_for};
 
 /// A hundredth of what a data centre has.
 const SLOW: &str = "8mbit";
+/// With packets of the size a wire has.
+const LOSSY: &str = "100mbit";
+/// Each way.
+const LOST_PERCENT: u8 = 3;
 /// For a migration over it.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -27,27 +31,41 @@ const STEPS: [&str; 10] = [
     "source:remove-copy",
 ];
 
+/// What is wrong with the link.
+#[derive(Clone, Copy, Debug)]
+enum Link {
+    Slow,
+    Lossy,
+}
+use Link::{Lossy, Slow};
+
 #[test]
 fn a_migration_whose_link_gets_slow_succeeds() -> Result<()> {
-    try_each(&[STEPS[4], STEPS[0]])
+    try_each(&[(Slow, STEPS[4]), (Slow, STEPS[0]), (Lossy, STEPS[0])])
 }
 
 #[test]
 #[ignore = "takes long: make faults"]
 fn a_migration_whose_link_gets_slow_in_any_phase_succeeds() -> Result<()> {
-    try_each(&STEPS)
+    try_each(&STEPS.map(|point| (Slow, point)))
 }
 
-fn try_each(steps: &[&str]) -> Result<()> {
+#[test]
+#[ignore = "takes long: make faults"]
+fn a_migration_whose_link_loses_packets_from_any_phase_on_succeeds() -> Result<()> {
+    try_each(&STEPS.map(|point| (Lossy, point)))
+}
+
+fn try_each(steps: &[(Link, &str)]) -> Result<()> {
     let mut field = Field::begin()?;
-    for point in steps {
-        let strike = |scenario: &Scenario| gets_slow(scenario, point);
-        field.attempt(&format!("{SLOW} from {point} on"), strike, succeeds);
+    for (link, point) in steps {
+        let strike = |scenario: &Scenario| gets_bad(scenario, *link, point);
+        field.attempt(&format!("{link:?} from {point} on"), strike, succeeds);
     }
     field.end()
 }
 
-fn gets_slow(scenario: &Scenario, point: &str) -> Result<Migration> {
+fn gets_bad(scenario: &Scenario, link: Link, point: &str) -> Result<Migration> {
     let (a, host, bed) = (
         scenario.host("a")?,
         scenario.host(host_of(point))?,
@@ -56,7 +74,13 @@ fn gets_slow(scenario: &Scenario, point: &str) -> Result<Migration> {
     faults::plan(host, &format!("{point} hold"))?;
     let id = a.tranship(&["migrate", "--detach", "redis", "b"])?;
     faults::wait_held(host, point)?;
-    bed.set_rate("b", SLOW)?;
+    match link {
+        Slow => bed.set_rate("b", SLOW)?,
+        Lossy => {
+            bed.set_rate("b", LOSSY)?;
+            bed.set_loss(LOST_PERCENT)?;
+        }
+    }
     faults::let_go(host, point)?;
     let mut record = serde_json::Value::Null;
     wait_for("the migration to end", PATIENCE, || {
@@ -64,6 +88,7 @@ fn gets_slow(scenario: &Scenario, point: &str) -> Result<Migration> {
         Ok(record["outcome"] != "running")
     })?;
     bed.set_rate("b", "unlimited")?;
+    bed.set_loss(0)?;
     Ok(serde_json::from_value(record)?)
 }
 

@@ -19,6 +19,9 @@ const VARIABLE: &str = "TRANSHIP_FAULTS";
 /// Names the file there with more variables.
 const ENVIRONMENT: &str = "environment";
 
+/// Has the name of the machine's start that a daemon is told.
+const BOOT: &str = "boot";
+
 /// Until a point is reached at which something is planned.
 pub const REACHED: Duration = Duration::from_secs(10);
 
@@ -101,6 +104,8 @@ pub fn arm(hosts: &[&Host]) -> Result<()> {
         fs::create_dir_all(directory(host))?;
         plan(host, "")?;
         forget(host)?;
+        let start_of_machine = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        fs::write(directory(host).join(BOOT), start_of_machine)?;
         start(host)?;
     }
     Ok(())
@@ -242,7 +247,7 @@ pub fn forget_plans(host: &Host) -> Result<()> {
 pub fn boot_anew(host: &Host) -> Result<()> {
     let when = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let start = format!("the machine's start at {} ns", when.as_nanos());
-    Ok(fs::write(directory(host).join("boot"), start)?)
+    Ok(fs::write(directory(host).join(BOOT), start)?)
 }
 
 fn mark(host: &Host, point: &str) -> PathBuf {

@@ -255,11 +255,13 @@ fn bring_home(owner: &Host) -> Result<()> {
 fn tidy_up(scenario: &Scenario) -> Result<()> {
     let bed = scenario.bed()?;
     let hosts: Vec<&Host> = bed.hosts().iter().collect();
+    bed.set_loss(0)?;
     for host in &hosts {
         faults::forget_plans(host)?;
         bed.set_link(host.name(), true)?;
         bed.set_rate(host.name(), "unlimited")?;
-        // One that was not filled has nothing to give back.
+        // Where nothing was broken there is nothing to end, nor to give back where nothing was filled.
+        bed.set_breaking(host.name(), false).ok();
         pool::empty(host).ok();
         daemon::kill(host)?;
         faults::start(host)?;

@@ -216,6 +216,31 @@ impl Testbed {
         network::set_rate(&self.underlay, &self.host(name)?.holder, rate)
     }
 
+    /// Breaks bytes of what daemons send to a host and what its own sends, or no longer does.
+    ///
+    /// # Errors
+    /// No such host, or it is so already.
+    pub fn set_breaking(&self, name: &str, on: bool) -> Result<()> {
+        network::set_breaking(&self.host(name)?.holder, on)
+    }
+
+    /// How many packets were broken since that began.
+    ///
+    /// # Errors
+    /// No such host, or none are.
+    pub fn broken_packets(&self, name: &str) -> Result<u64> {
+        network::broken_packets(&self.host(name)?.holder)
+    }
+
+    /// Loses so many percent of the packets that come to any host from another one's daemon; none with 0.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn set_loss(&self, percent: u8) -> Result<()> {
+        let mut hosts = self.hosts().iter();
+        hosts.try_for_each(|host| network::set_loss(&host.holder, percent))
+    }
+
     /// Takes this testbed down.
     ///
     /// # Errors

@@ -100,6 +100,79 @@ pub fn set_rate(underlay: &Holder, host: &Holder, rate: &str) -> Result<()> {
     Ok(())
 }
 
+/// Breaks two bytes of every packet between daemons that is long enough to have some of a message in it.
+const BREAKING: &str = "
+table inet breaking {
+  counter broken { }
+  chain arriving {
+    type filter hook input priority 0;
+    tcp dport 7077 meta length > 80 @th,320,16 set 0x5555 counter name broken
+    tcp sport 7077 meta length > 80 @th,320,16 set 0x5555 counter name broken
+  }
+  chain leaving {
+    type filter hook output priority 0;
+    tcp sport 7077 meta length > 80 @th,320,16 set 0x5555 counter name broken
+    tcp dport 7077 meta length > 80 @th,320,16 set 0x5555 counter name broken
+  }
+}";
+
+/// Breaks what daemons send to a host and what its own sends, or no longer does. Checksums do not show it, as on a machine whose memory
+/// or network card is at fault.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn set_breaking(host: &Holder, on: bool) -> Result<()> {
+    nft(
+        host,
+        if on {
+            BREAKING
+        } else {
+            "delete table inet breaking"
+        },
+    )
+    .map(drop)
+}
+
+/// How many packets have been broken so far.
+///
+/// # Errors
+/// None are.
+pub fn broken_packets(host: &Holder) -> Result<u64> {
+    let told = nft(host, "list counter inet breaking broken")?;
+    let mut words = told.split_whitespace().skip_while(|word| *word != "packets");
+    let packets = words.nth(1).context("a counter tells packets")?;
+    packets.parse().context("packets are a number")
+}
+
+/// Loses so many percent of the packets from other daemons that come to a host, or none again. They are of the size a wire has only where
+/// the cable's rate is limited ([`set_rate`]).
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn set_loss(host: &Holder, percent: u8) -> Result<()> {
+    // A table is made by whoever adds to it, so there is always one to be removed.
+    let mut rules = "add table inet losing\ndelete table inet losing".to_owned();
+    if percent > 0 {
+        rules = format!(
+            "{rules}
+table inet losing {{
+  chain arriving {{
+    type filter hook input priority 0;
+    tcp dport 7077 numgen random mod 100 < {percent} drop
+    tcp sport 7077 numgen random mod 100 < {percent} drop
+  }}
+}}"
+        );
+    }
+    nft(host, &rules).map(drop)
+}
+
+fn nft(host: &Holder, rules: &str) -> Result<String> {
+    let mut nft = host.enter_network();
+    nft.args(["nft", rules]);
+    Ok(command::succeed(&mut nft, command::SHORT)?.text())
+}
+
 /// A bucket of 4 ms at the rate, 16 KiB at least: enough for the timer, small enough not to show.
 fn burst_bytes(rate: &str) -> Result<u64> {
     let digits = rate
