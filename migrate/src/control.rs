@@ -88,6 +88,7 @@ impl Conversation {
                 phase: Phase::try_from(failed.phase).unwrap_or_default(),
                 error: failed.error,
                 given_back: failed.given_back,
+                transient: failed.transient,
             }),
             Some(body) => Ok(body),
         }

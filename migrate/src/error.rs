@@ -92,6 +92,8 @@ pub enum StepError {
         error: String,
         /// The container was handed over, and is the source's again.
         given_back: bool,
+        /// [`StepError::is_transient`] there.
+        transient: bool,
     },
     /// The source says that it gave up.
     #[error("the source gave up: {0}")]
@@ -113,6 +115,25 @@ pub enum StepError {
     /// A person asked for it.
     #[error("cancelled")]
     Cancelled,
+}
+
+impl StepError {
+    /// Whether the cause may pass by itself, with nobody doing anything about it: the connection to the peer, or the peer's daemon.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Control(error) => !matches!(error, ControlError::Unexpected { .. }),
+            Self::Transport(error) => matches!(
+                error,
+                TransportError::Unopened(_)
+                    | TransportError::Io(_)
+                    | TransportError::Cut(_)
+                    | TransportError::Stalled(_)
+            ),
+            Self::Destination { transient, .. } => *transient,
+            _ => false,
+        }
+    }
 }
 
 /// A step that failed, and in which phase.
@@ -170,6 +191,29 @@ mod tests {
             chain(&failure),
             "drain failed: cannot dump the container: criu: io_uring is not supported"
         );
+    }
+
+    #[test]
+    fn what_a_lost_connection_makes_fail_may_pass_and_what_a_host_cannot_do_does_not() {
+        let destination = |transient| StepError::Destination {
+            phase: Phase::Seed,
+            error: String::new(),
+            given_back: false,
+            transient,
+        };
+        let waiting_for = "seeded";
+        assert!(StepError::from(ControlError::Lost { waiting_for }).is_transient());
+        assert!(StepError::from(TransportError::Cut("a frame")).is_transient());
+        assert!(destination(true).is_transient());
+        for lasting in [
+            destination(false),
+            HostError::new("keep a layer", "the disk is full").into(),
+            TransportError::Worker.into(),
+            StepError::Cancelled,
+            StepError::Digest,
+        ] {
+            assert!(!lasting.is_transient(), "{lasting}");
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::handoff::{Message, SourceEvent, SourceHandoff};
 use crate::host::{ByteStream, Event, MemoryMode, MemoryReader, Reservation, SourceHost};
 use crate::rounds::Memory;
 use crate::timings::Timings;
-use crate::transport::{send_end, send_hello, send_tree};
+use crate::transport::{TransportError, send_end, send_hello, send_tree};
 use crate::trees::{Tree, TreeName, TreeReport, checkpoint_digest};
 use stop::Stop;
 
@@ -304,7 +304,8 @@ impl Source {
         reservation: &Reservation,
         page_stream: u32,
     ) -> Result<Box<dyn ByteStream>, StepError> {
-        let mut stream = self.host.open_stream().await?;
+        let opened = self.host.open_stream().await;
+        let mut stream = opened.map_err(TransportError::Unopened)?;
         let hello = reservation.hello(self.migration.to_string(), page_stream);
         send_hello(&mut stream, &hello).await?;
         Ok(stream)

@@ -13,10 +13,15 @@ use crate::{json, units};
 /// Exit code for a migration of which nobody knows how it ended.
 const UNKNOWN: u8 = 6;
 
-/// Watches a migration to its end and reports it. Ctrl-C asks for a cancellation, a second one leaves it to itself.
+/// Watches a migration to its end and answers its last record. Ctrl-C asks for a cancellation, a second one leaves it to itself.
 ///
-/// With `every_change` each record is printed as it comes, so the last one is not printed again.
-pub async fn follow(output: Output, client: Client, id: String, every_change: bool) -> Result<u8, Failure> {
+/// With `every_change` each record is printed as it comes.
+pub async fn follow(
+    output: Output,
+    client: Client,
+    id: String,
+    every_change: bool,
+) -> Result<Migration, Failure> {
     let progress = output.progress("{spinner} {msg} ({elapsed})");
     let mut last = None;
     let watch = async {
@@ -41,13 +46,7 @@ pub async fn follow(output: Output, client: Client, id: String, every_change: bo
     };
     progress.finish_and_clear();
     match last {
-        Some(migration) if migration.outcome() != MigrationOutcome::Unspecified => {
-            if !every_change {
-                report(output, &migration)?;
-            }
-            explain(&migration);
-            Ok(exit_code(migration.outcome()))
-        }
+        Some(migration) if migration.outcome() != MigrationOutcome::Unspecified => Ok(migration),
         _ => Err(match outcome {
             Err(Failure::Daemon(status)) if status.code() != tonic::Code::NotFound => {
                 lost(&id, status.message())
@@ -106,8 +105,15 @@ async fn cancel_on_interrupt(mut client: Client, id: &str) -> Failure {
     lost(id, "interrupted")
 }
 
+/// Prints a migration that has an outcome, says what is to be said about it, and answers its exit code.
+pub fn tell(output: Output, migration: &Migration) -> Result<u8, Failure> {
+    report(output, migration)?;
+    explain(migration);
+    Ok(exit_code(migration.outcome()))
+}
+
 /// Prints a migration that has an outcome.
-pub fn report(output: Output, migration: &Migration) -> Result<(), Failure> {
+fn report(output: Output, migration: &Migration) -> Result<(), Failure> {
     match (output.quiet, output.format) {
         (true, _) => output.line(&migration.id),
         (false, Format::Json) => output.record(migration),

@@ -8,7 +8,8 @@ use tranship_proto::v1::{
     ResolveMigrationRequest, StartMigrationRequest,
 };
 
-use super::follow::{exit_code, explain, follow, report, report_check};
+use super::follow::{exit_code, explain, follow, report_check, tell};
+use super::retry::Retries;
 use super::root::Session;
 use super::several;
 use super::timeline::{self, Detail};
@@ -21,6 +22,9 @@ Exit codes: 0 done; 1 failed before anything changed; 2 usage; 3 no such contain
 4 refused by the preflight, also for an unknown host; 5 failed and rolled back: the container
 runs at the source; 6 outcome unknown: see `migrate status`; 7 cancelled; 8 timed out and rolled
 back.
+
+What fails because a connection is lost, or the other daemon starts again, before the container was
+touched, is tried again: see --retries. Each try is a migration of its own, with an id of its own.
 
 A container whose name is that of a subcommand is named by its id.";
 
@@ -70,7 +74,10 @@ struct Start {
     /// Number of data connections.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=64))]
     streams: Option<u32>,
-    /// Print the migration's id and leave it to itself.
+    /// How often to try again when the connection is lost before the container was touched.
+    #[arg(long, value_name = "NUMBER", default_value_t = 3, value_parser = clap::value_parser!(u32).range(..=100))]
+    retries: u32,
+    /// Print the migration's id and leave it to itself; nothing is tried again.
     #[arg(long, conflicts_with = "check")]
     detach: bool,
 }
@@ -126,9 +133,14 @@ impl Migrate {
             Some(Verb::Watch { id }) => {
                 let client = session.client().await?;
                 let every_change = session.output.format == Format::Json;
-                follow(session.output, client, id, every_change)
+                let migration = follow(session.output, client, id, every_change)
                     .await
-                    .map_err(coded)
+                    .map_err(coded)?;
+                if every_change {
+                    explain(&migration);
+                    return Ok(exit_code(migration.outcome()));
+                }
+                tell(session.output, &migration)
             }
             Some(Verb::Ls) => ls(session).await.map(|()| 0),
             Some(Verb::Status { ids }) => status(session, &ids).await.map_err(coded).map(|()| 0),
@@ -152,23 +164,27 @@ impl Migrate {
 
 impl Start {
     async fn run(self, session: &Session) -> Result<u8, Failure> {
-        let (detach, check) = (self.detach, self.check);
+        let (detach, check, mut retries) = (self.detach, self.check, Retries::new(self.retries));
         let mut client = session.client().await?;
-        let migration = client.start_migration(self.into_request()).await?.into_inner();
         let output = session.output;
-        if check {
-            return report_check(output, &migration);
+        let request = self.into_request();
+        loop {
+            let mut migration = client.start_migration(request.clone()).await?.into_inner();
+            if check {
+                return report_check(output, &migration);
+            }
+            if migration.outcome() == MigrationOutcome::Unspecified {
+                if detach {
+                    output.line(&migration.id)?;
+                    return Ok(0);
+                }
+                migration = follow(output, client.clone(), migration.id, false).await?;
+            }
+            match retries.next(&migration) {
+                Some(pause) => retries.wait(&migration, pause).await?,
+                None => return tell(output, &migration),
+            }
         }
-        if migration.outcome() != MigrationOutcome::Unspecified {
-            report(output, &migration)?;
-            explain(&migration);
-            return Ok(exit_code(migration.outcome()));
-        }
-        if detach {
-            output.line(&migration.id)?;
-            return Ok(0);
-        }
-        follow(output, client, migration.id, false).await
     }
 
     fn into_request(self) -> StartMigrationRequest {
@@ -208,10 +224,7 @@ async fn resolve(session: &Session, migration: String, owner: String, yes: bool)
         return Err(Failure::Usage(advice.to_owned()));
     }
     let resolved = client.resolve_migration(request(true)).await?.into_inner();
-    let migration = resolved.migration.unwrap_or_default();
-    report(session.output, &migration)?;
-    explain(&migration);
-    Ok(())
+    tell(session.output, &resolved.migration.unwrap_or_default()).map(drop)
 }
 
 /// Whether the person at the terminal wants it; nobody there does not.

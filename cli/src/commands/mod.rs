@@ -20,6 +20,7 @@ mod migrate;
 mod network;
 mod pause;
 mod ps;
+mod retry;
 mod rm;
 mod run;
 mod spec;

@@ -52,6 +52,37 @@ impl Control for GrpcControl {
         self.inbox
             .message()
             .await
-            .map_err(|status| ControlError::Failed(Box::new(status)))
+            .map_err(|status| ControlError::Failed(words(&status).into()))
+    }
+}
+
+/// The peer's own words, or what is wrong with the connection in those of whoever has noticed, without their advice.
+fn words(status: &Status) -> String {
+    let causes = std::iter::successors(std::error::Error::source(status), |error| error.source());
+    let told = causes.map(|cause| cause.to_string()).last();
+    let told = told.unwrap_or_else(|| status.message().to_owned());
+    match told.split_once(": https://") {
+        Some((told, _)) => told.to_owned(),
+        None => told,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_that_breaks_is_told_in_one_clause_and_a_refusal_as_it_was_said() {
+        let broken = io::Error::other("peer closed connection: https://example.org/why");
+        let mut status = Status::unknown("h2 protocol error");
+        status.set_source(Arc::new(broken));
+        assert_eq!(words(&status), "peer closed connection");
+        assert_eq!(
+            words(&Status::not_found("no such migration")),
+            "no such migration"
+        );
     }
 }

@@ -113,6 +113,7 @@ fn outcome_of(failure: &Failure, otherwise: MigrationOutcome) -> MigrationOutcom
 fn not_started(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
     record.set_outcome(outcome_of(failure, MigrationOutcome::Failed));
     record.error = with_undo(chain(failure), undo);
+    record.transient = undo.is_empty() && failure.cause.is_transient();
     record.advice = if undo.is_empty() {
         untouched(record)
     } else {

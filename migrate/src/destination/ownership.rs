@@ -180,6 +180,7 @@ impl Destination {
             phase: failure.phase.into(),
             error: chain(&failure.cause),
             given_back,
+            transient: failure.cause.is_transient(),
         };
         self.failure = Some(failure);
         if let Err(error) = self.conversation.say(Body::Failed(failed)).await {

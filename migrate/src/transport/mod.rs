@@ -33,6 +33,9 @@ pub enum TransportError {
     /// The network, or TLS beneath it.
     #[error("the data stream failed")]
     Io(#[source] io::Error),
+    /// It could not be had in the first place.
+    #[error(transparent)]
+    Unopened(HostError),
     /// The peer stopped in the middle.
     #[error("the data stream ended in the middle of {0}")]
     Cut(&'static str),
