@@ -289,7 +289,12 @@ impl Relay {
     /// Makes CRIU give up: at the request nothing has happened, at a dump's barrier the tasks are let go, at a
     /// restore's they are killed.
     pub async fn abort(&mut self) -> Result<(), RelayError> {
-        self.decide(Decision::Abort).await
+        let decided = self.decide(Decision::Abort).await;
+        if let Err(RelayError::Lost { .. }) = decided {
+            // Its end says the same.
+            self.connection = None;
+        }
+        decided
     }
 
     async fn decide(&mut self, decision: Decision) -> Result<(), RelayError> {
