@@ -73,7 +73,7 @@ impl Conductor {
         Ok(SourceStep::deciding(&steps).is_some_and(SourceStep::is_committed))
     }
 
-    /// The records without an end, those of destinations whose journal has none, and the last one of each container that is
+    /// The records without an end, those whose journal has none, and the last one of each container that is
     /// still marked as on its way: a handoff that is done may have left a copy.
     async fn unfinished(&self) -> Result<Vec<MigrationRecord>, HostError> {
         let failed = |error| HostError::new("read the migrations", error);
@@ -105,23 +105,38 @@ impl Conductor {
         Ok(found)
     }
 
-    /// Its role had ended, but could not record that: as long as that is missing nothing else of the container is let in.
+    /// Its role had ended, but could not record that. As long as that is missing a destination lets nothing else of the container in. Of a
+    /// source that has committed the container's state says whether anything is left to be done.
     async fn never_ended(&self, record: &Migration) -> Result<bool, HostError> {
-        if record.role() != MigrationRole::Destination {
-            return Ok(false);
-        }
         let (id, _) = ids(record)?;
-        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
-        let steps = journal.words().await;
-        let steps: Vec<DestinationStep> = steps.map_err(|error| HostError::new("read the journal", error))?;
-        Ok(DestinationStep::deciding(&steps).is_some_and(|step| !step.is_last()))
+        let unread = |error| HostError::new("read the journal", error);
+        let journal = Journal::new(self.shared.registry().clone(), id, record.role());
+        if record.role() == MigrationRole::Destination {
+            let newest = DestinationStep::deciding(&journal.words().await.map_err(unread)?);
+            return Ok(newest.is_some_and(|step| !step.is_last()));
+        }
+        let newest = SourceStep::deciding(&journal.words().await.map_err(unread)?);
+        Ok(newest.is_some_and(|step| !step.is_committed() && !step.is_last()))
+    }
+
+    /// Whether all that a source did is undone: it has an end in its record, and the container is an ordinary one, or gone.
+    async fn is_undone(&self, record: &Migration, container: &ContainerId) -> bool {
+        let has_outcome = !matches!(
+            record.outcome(),
+            MigrationOutcome::Unspecified | MigrationOutcome::Unknown
+        );
+        let found = self.shared.containers.record(container).await;
+        let is_marked = found
+            .is_ok_and(|found| matches!(found.state, ContainerState::Migrating | ContainerState::InDoubt));
+        has_outcome && !is_marked
     }
 
     /// Answers whether it is decided.
     async fn recover_source(&self, record: Migration) -> Result<bool, HostError> {
         let (id, container) = ids(&record)?;
         let destination = host_name(&record.destination)?;
-        let superseded = self.is_superseded(id, &container).await?;
+        let is_undone = self.is_undone(&record, &container).await;
+        let superseded = is_undone || self.is_superseded(id, &container).await?;
         let what = (id, container.clone(), destination.clone());
         let settling = Settling::after_restart(self, what, record, superseded).await?;
         if settling.outcome().is_some() {
@@ -129,7 +144,9 @@ impl Conductor {
                 self.release(&container).await?;
                 remove_staging(self.shared.paths.migration(&id)).await?;
             }
-            settling.close().await;
+            if !is_undone {
+                settling.close().await;
+            }
             return Ok(true);
         }
         let failed = |error| HostError::new("mark the container as in doubt", error);

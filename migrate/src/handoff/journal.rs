@@ -43,6 +43,23 @@ impl SourceStep {
             .or_else(|| steps.iter().rfind(|step| **step != Self::Told).copied())
     }
 
+    /// Whether this host does nothing more about the migration, unless a person's decision is still to be told.
+    #[must_use]
+    pub fn is_last(self) -> bool {
+        matches!(self, Self::Done | Self::Aborted | Self::RolledBack)
+    }
+
+    /// Whether nobody asks about the migration any more, nor does anything: the destination is through, or nothing of what it may still
+    /// have is of use to it, which is also what it reads from a journal that does not know the migration.
+    #[must_use]
+    pub fn is_over(steps: &[Self]) -> bool {
+        match Self::deciding(steps) {
+            None | Some(Self::Done | Self::Aborted) => true,
+            Some(Self::RolledBack) => !steps.contains(&Self::TakenBack) || steps.contains(&Self::Told),
+            _ => false,
+        }
+    }
+
     /// Whether the destination owns the container.
     #[must_use]
     pub fn is_committed(self) -> bool {

@@ -200,8 +200,8 @@ pub struct SourceHandoff {
 pub struct Found {
     /// The epoch that the destination would own.
     pub epoch: u64,
-    /// Another migration of the same container has begun here since. It would not have, had this one not ended: what it did was
-    /// undone, only the record of that is missing.
+    /// Another migration of the same container has begun here since, which it would not have, had this one not ended; or this one has
+    /// been reported as ended: what it did was undone, only the record of that is missing.
     pub superseded: bool,
     /// The handoff is decided by an arbiter.
     pub arbiter: bool,
