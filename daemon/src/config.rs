@@ -65,6 +65,8 @@ pub struct Config {
     pub default_storage_driver: String,
     /// How memory may leave this host.
     pub memory: MemoryWish,
+    /// How many migrations stay on record when they have ended.
+    pub history: u32,
     /// The way to and from other hosts.
     pub peer: PeerConfig,
     /// The etcd that keeps who owns which container; `None` leaves it to the two hosts of a migration.
@@ -166,6 +168,7 @@ mod tests {
         default_storage_driver = "overlay"
         [migrate]
         memory = "pre-dump"
+        history = 50
         [peer]
         listen = "10.77.0.1:7077"
         advertise = "10.77.0.1"
@@ -194,6 +197,7 @@ mod tests {
         assert_eq!(config.peer.advertise.unwrap().to_string(), "10.77.0.1:7077");
         assert_eq!(config.overlay_path, Path::new("/pool"));
         assert_eq!(config.memory, MemoryWish::PreDump);
+        assert_eq!(config.history, 50);
         let etcd = config.etcd.unwrap();
         assert_eq!(etcd.endpoints[1], "https://etcd.example:2379");
         assert_eq!(etcd.prefix, "/site/tranship");
@@ -327,6 +331,10 @@ mod tests {
         refused(
             "[migrate]\nmemory = 'fast'",
             &["t.toml:2", "`migrate.memory`", "stop-and-copy"],
+        );
+        refused(
+            "[migrate]\nhistory = 0",
+            &["t.toml:2", "`migrate.history`", "at least 1"],
         );
         refused("log_format = 'xml'", &["`log_format`", "json"]);
         refused("default_network = 'l3'", &["`default_network`", "l3"]);

@@ -32,6 +32,7 @@ pub(super) struct ConfigFile {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MigrateFile {
     pub memory: Option<String>,
+    pub history: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -17,6 +17,9 @@ const STATE_DIR: &str = "/var/lib/tranship";
 const RUN_DIR: &str = "/run/tranship";
 const OWN_CRIU: &str = "/opt/tranship/criu/sbin/criu";
 
+/// A record and its journal have some ten kilobytes.
+const HISTORY: u32 = 1000;
+
 /// Longest path of a unix socket: the kernel's field has 108 bytes and ends in a zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
@@ -50,6 +53,7 @@ pub(super) fn check(document: &Document, file: ConfigFile) -> Result<Config, Con
         default_network: check_default_network(document, file.default_network, &networks)?,
         default_storage_driver: check_driver(document, file.default_storage_driver)?,
         memory: check_memory(document, file.migrate.memory.as_deref())?,
+        history: check_history(document, file.migrate.history)?,
         peer: check_peer(document, file.peer)?,
         etcd: cluster::check(document, file.cluster)?,
         state_dir,
@@ -68,6 +72,13 @@ fn check_memory(document: &Document, value: Option<&str>) -> Result<MemoryWish, 
             "migrate.memory",
             format!("must be auto, pre-dump or stop-and-copy, not {other:?}"),
         )),
+    }
+}
+
+fn check_history(document: &Document, value: Option<u32>) -> Result<u32, ConfigError> {
+    match value {
+        Some(0) => Err(document.value("migrate.history", "must be at least 1")),
+        value => Ok(value.unwrap_or(HISTORY)),
     }
 }
 

@@ -124,6 +124,8 @@ pub struct Shared {
     pub arbiter: Option<Arc<dyn Arbiter>>,
     /// Migrations in doubt.
     pub doubts: Doubts,
+    /// Held by whoever forgets migrations of long ago.
+    pub forgetting: tokio::sync::Mutex<()>,
     /// Where migrations have their staging.
     pub paths: crate::paths::Paths,
     /// The real CRIU.
@@ -235,6 +237,7 @@ impl Conductor {
             containers: daemon.containers.clone(),
             board: Board::default(),
             doubts: Doubts::default(),
+            forgetting: tokio::sync::Mutex::default(),
             arbiter,
             paths: daemon.paths.clone(),
             criu: daemon.config.criu.clone(),

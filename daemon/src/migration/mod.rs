@@ -16,6 +16,7 @@ mod destination_host;
 mod doubts;
 mod faults;
 mod held;
+mod history;
 pub mod journal;
 mod log;
 mod memory;

@@ -52,6 +52,16 @@ impl Shared {
         })
     }
 
+    /// Whether the source will ask nothing more about a migration that came here: it has ended there, or is not known there any more.
+    ///
+    /// # Errors
+    /// It does not answer in time.
+    pub async fn is_over_at_source(&self, id: MigrationId, host: &Name) -> Result<bool, HostError> {
+        let reply = self.query(id, host).await;
+        let reply = reply.map_err(|error| HostError::new("ask the source", error))?;
+        Ok(reply.over || !reply.known)
+    }
+
     async fn query(&self, id: MigrationId, host: &Name) -> Result<QueryMigrationReply, AnyError> {
         let mut client = self.peers().control(host)?;
         let request = QueryMigrationRequest {

@@ -1,5 +1,7 @@
 //! The records of migrations in the registry.
 
+use std::sync::Arc;
+
 use tranship_migrate::deadlines::ASK_AGAIN;
 use tranship_migrate::error::chain;
 use tranship_proto::ids::MigrationId;
@@ -11,13 +13,14 @@ use crate::registry::{MigrationRecord, Registry, RegistryError};
 
 impl Shared {
     /// A record's last state into the registry, and off the board. What cannot be written now is written later.
-    pub async fn close(&self, id: MigrationId, record: Migration) {
+    pub async fn close(self: &Arc<Self>, id: MigrationId, record: Migration) {
         if let Err(error) = self.store(record.clone()).await {
             tracing::error!(migration_id = %id, error = %chain(&error), "the migration's record cannot be written yet; this goes on trying");
             tokio::spawn(store_later(self.registry().clone(), id, record.clone()));
         }
         self.board.change(id, |shown| *shown = record);
         self.board.take(id);
+        self.forget_old();
         crate::blocking::run(crate::sys::heap::trim).await;
     }
 

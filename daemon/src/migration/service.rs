@@ -209,6 +209,7 @@ fn source_says(steps: &[SourceStep], shown: &Migration, taking_back: bool) -> Qu
         committed: verdict == Verdict::Committed,
         ready: false,
         given_back: false,
+        over: !active && SourceStep::is_over(steps),
     }
 }
 
@@ -231,6 +232,7 @@ fn destination_says(steps: &[DestinationStep], shown: &Migration) -> QueryMigrat
         committed: says == DestinationSays::Runs,
         ready: says == DestinationSays::Ready,
         given_back: says == DestinationSays::GivenBack,
+        over: false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Migrations as people see them, and the handoff journal as recovery reads it.
 //!
-//! The record of a migration is a convenience: it may lag. The journal decides: one row a step, only ever appended,
-//! durable before [`Migrations::append_step`] returns. The row that says `committed` is the commit point of DESIGN.md.
+//! The record of a migration is a convenience: it may lag. The journal decides: one row a step, only ever appended until the whole
+//! migration is forgotten, durable before [`Migrations::append_step`] returns. The row that says `committed` is the commit point of DESIGN.md.
 
 use rusqlite::{OptionalExtension, Row, Transaction};
 use tranship_proto::ids::{ContainerId, MigrationId};
@@ -129,6 +129,37 @@ impl Migrations<'_> {
             .await
     }
 
+    /// Some of the records that have an outcome and are older than the newest `keep`, whatever became of those. Not always the same.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn ended_beyond(&self, keep: u32, at_most: u32) -> Result<Vec<MigrationRecord>, RegistryError> {
+        let work = move |db: &Transaction<'_>| {
+            // Those at the beginning may be none that can be forgotten, for long.
+            let sql = "SELECT * FROM migrations WHERE outcome NOT IN ('unspecified', 'unknown')
+                       AND rowid <= (SELECT rowid FROM migrations ORDER BY rowid DESC LIMIT 1 OFFSET ?1)
+                       ORDER BY RANDOM() LIMIT ?2";
+            db.prepare(sql)?.query_map((keep, at_most), read)?.collect()
+        };
+        self.0
+            .transaction(TABLE, "find migrations of long ago", work)
+            .await
+    }
+
+    /// Forgets what one role of a migration has on record, its journal included.
+    ///
+    /// # Errors
+    /// The database cannot be written, or the migration has no outcome.
+    pub async fn forget(&self, id: MigrationId, role: MigrationRole) -> Result<(), RegistryError> {
+        let work = move |db: &Transaction<'_>| {
+            let of_it = (Text(id), Word(role));
+            db.execute("DELETE FROM migrations WHERE id = ?1 AND role = ?2", of_it)?;
+            let journal = "DELETE FROM handoff_journal WHERE migration_id = ?1 AND role = ?2";
+            db.execute(journal, (Text(id), Word(role))).map(drop)
+        };
+        self.0.transaction(TABLE, "forget a migration", work).await
+    }
+
     /// Appends a step and answers with its number. On stable storage when it returns `Ok`; after an error it is
     /// **unknown** whether the step is there.
     ///
@@ -247,6 +278,8 @@ fn read_step(row: &Row<'_>) -> rusqlite::Result<JournalStep> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
@@ -325,6 +358,8 @@ mod tests {
         let path = dir.path().join("r.db");
         let registry = Registry::open(&path).unwrap();
         let id = MigrationId::generate();
+        let done = record(id, MigrationOutcome::Done);
+        registry.migrations().insert(done).await.unwrap();
         registry
             .migrations()
             .append_step(id, MigrationRole::Source, "committed", 1, json!(null))
@@ -338,6 +373,41 @@ mod tests {
             let error = connection.execute(sql, []).unwrap_err().to_string();
             assert!(error.contains("only appended to"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn only_what_has_ended_and_is_old_is_forgotten_and_its_journal_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&dir.path().join("r.db")).unwrap();
+        let (migrations, role) = (registry.migrations(), MigrationRole::Source);
+        let ids: Vec<_> = (0..6).map(|_| MigrationId::generate()).collect();
+        for (number, id) in ids.iter().enumerate() {
+            let outcome = match number {
+                1 => MigrationOutcome::Unknown,
+                _ => MigrationOutcome::Done,
+            };
+            migrations.insert(record(*id, outcome)).await.unwrap();
+            migrations
+                .append_step(*id, role, "committed", 1, json!(null))
+                .await
+                .unwrap();
+        }
+        let old = migrations.ended_beyond(3, 9).await.unwrap();
+        let old: BTreeSet<_> = old.into_iter().map(|record| record.migration.id).collect();
+        let expected = [ids[0].to_string(), ids[2].to_string()];
+        assert_eq!(old, expected.into(), "not the one in doubt");
+        assert_eq!(migrations.ended_beyond(3, 1).await.unwrap().len(), 1);
+        assert!(migrations.ended_beyond(6, 9).await.unwrap().is_empty());
+        migrations.forget(ids[0], role).await.unwrap();
+        assert_eq!(migrations.get(ids[0], role).await.unwrap(), None);
+        assert_eq!(migrations.steps(ids[0], role).await.unwrap(), []);
+        assert_eq!(migrations.steps(ids[2], role).await.unwrap().len(), 1);
+        let refused = migrations.forget(ids[1], role).await.unwrap_err();
+        assert!(
+            tranship_migrate::error::chain(&refused).contains("not ended"),
+            "{refused}"
+        );
+        assert_eq!(migrations.steps(ids[1], role).await.unwrap().len(), 1);
     }
 
     #[tokio::test]

@@ -7,7 +7,20 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::error::RegistryError;
 
 /// Each entry brings a file of version N (its index) to N + 1.
-const STEPS: &[&str] = &[VERSION_1, VERSION_2];
+const STEPS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
+
+/// The journal of a migration that is forgotten goes with its record, and only one that has ended is forgotten.
+const VERSION_3: &str = "
+DROP TRIGGER handoff_journal_is_never_shortened;
+
+CREATE TRIGGER handoff_journal_is_never_shortened BEFORE DELETE ON handoff_journal
+WHEN EXISTS (SELECT 1 FROM migrations WHERE id = OLD.migration_id AND role = OLD.role)
+BEGIN SELECT RAISE(ABORT, 'the handoff journal is only appended to'); END;
+
+CREATE TRIGGER migrations_are_forgotten_when_they_have_ended BEFORE DELETE ON migrations
+WHEN OLD.outcome IN ('unspecified', 'unknown')
+BEGIN SELECT RAISE(ABORT, 'a migration that has not ended is not forgotten'); END;
+";
 
 const VERSION_2: &str = "ALTER TABLE containers ADD COLUMN memory_lost INTEGER NOT NULL DEFAULT 0;";
 

@@ -99,6 +99,13 @@ impl DestinationStep {
         steps.iter().rfind(|step| **step != Self::Told).copied()
     }
 
+    /// Whether this host does nothing more about the migration. The source may still ask how it ended.
+    #[must_use]
+    pub fn is_over(steps: &[Self]) -> bool {
+        let has_told = !steps.contains(&Self::TakenOver) || steps.contains(&Self::Told);
+        has_told && Self::deciding(steps).is_none_or(Self::is_last)
+    }
+
     /// Whether nothing more will be done about the migration.
     #[must_use]
     pub fn is_last(self) -> bool {
@@ -131,6 +138,42 @@ mod tests {
             (&[Freezing, TakenBack, Told], Some(TakenBack)),
         ] {
             assert_eq!(SourceStep::deciding(steps), deciding, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_migration_is_over_when_nothing_of_it_is_left_to_be_asked_or_told() {
+        use SourceStep::{Aborted, Committed, Done, Freezing, GivingUp, Intent, RolledBack, TakenBack, Told};
+        for (steps, over) in [
+            (&[][..], true),
+            (&[Intent], false),
+            (&[Intent, Aborted], true),
+            (&[Intent, Freezing, GivingUp], false),
+            (&[Intent, Freezing, GivingUp, RolledBack], true),
+            (&[Intent, Freezing, Committed], false),
+            // What came of a write that failed, and of the commit before it.
+            (&[Intent, Freezing, Committed, RolledBack], false),
+            (&[Intent, Freezing, Committed, Done], true),
+            (&[Intent, Freezing, Committed, TakenBack, RolledBack], false),
+            (&[Intent, Freezing, Committed, TakenBack, RolledBack, Told], true),
+        ] {
+            assert_eq!(SourceStep::is_over(steps), over, "{steps:?}");
+        }
+        use DestinationStep::{Dropped, GivenBack, Ready, Reserved, Resuming, Running, TakenOver};
+        for (steps, over) in [
+            (&[][..], true),
+            (&[Reserved, Ready], false),
+            (&[Reserved, Dropped], true),
+            (&[Reserved, Ready, Resuming, Running], true),
+            (&[Reserved, Ready, GivenBack], false),
+            (&[Reserved, Ready, GivenBack, Dropped], true),
+            (&[Reserved, Ready, TakenOver, Resuming, Running], false),
+            (
+                &[Reserved, Ready, TakenOver, DestinationStep::Told, Running],
+                true,
+            ),
+        ] {
+            assert_eq!(DestinationStep::is_over(steps), over, "{steps:?}");
         }
     }
 
