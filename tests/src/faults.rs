@@ -225,7 +225,7 @@ pub fn let_go(host: &Host, point: &str) -> Result<()> {
     fs::remove_file(&mark).with_context(|| format!("nobody was held at {point}"))
 }
 
-/// Forgets every plan and lets everybody go who is held.
+/// Forgets every plan, also one that a daemon was about to shorten when it ended, and lets everybody go who is held.
 ///
 /// # Errors
 /// The directory cannot be written.
@@ -233,7 +233,8 @@ pub fn forget_plans(host: &Host) -> Result<()> {
     plan(host, "")?;
     for entry in fs::read_dir(directory(host))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "held") {
+        let extension = path.extension();
+        if extension.is_some_and(|extension| extension == "held" || extension == "new") {
             fs::remove_file(path)?;
         }
     }
