@@ -190,12 +190,14 @@ fn attempt(
     let counter = Counter::start_with(client, a.address_of("redis", REDIS_PORT)?, KEY, HANGS_UP)?;
     strike(scenario)?;
     power::cut(scenario.bed()?, &off)?;
-    for host in [a, b] {
-        faults::forget_plans(host)?;
-    }
     for host in &off {
+        faults::forget_plans(host)?;
         faults::boot_anew(host)?;
         faults::start(host)?;
+    }
+    // Not before: whoever is held has got no further when the other one is back and asks.
+    for host in [a, b] {
+        faults::forget_plans(host)?;
     }
     let fate = decided(a, b)?;
     ensure!(expected.is_none_or(|expected| expected == fate), "{fate:?}");
