@@ -568,7 +568,10 @@ fn not_begun(mut record: Migration, error: &HostError) -> Migration {
     record.set_outcome(MigrationOutcome::Failed);
     record.error = chain(error);
     record.transient = error.source.is::<tonic::Status>() || error.source.is::<tokio::time::error::Elapsed>();
-    record.advice = format!("container {} was not touched", record.container_name);
+    record.advice = match record.transient {
+        true => outcome::try_again(&record),
+        false => format!("container {} was not touched", record.container_name),
+    };
     record.finished_ms = now_ms();
     record
 }

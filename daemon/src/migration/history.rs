@@ -39,17 +39,14 @@ impl Shared {
         let migrations = self.registry().migrations();
         let keep = self.daemon.config.history;
         let old = migrations.ended_beyond(keep, AT_ONCE).await;
-        let mut silent = BTreeSet::new();
+        let (mut over, mut silent) = (Vec::new(), BTreeSet::new());
         for record in old.map_err(|error| failed(error.into()))? {
             let (id, role, peer) = parts(&record).map_err(failed)?;
             if silent.contains(&peer) {
                 continue;
             }
             match self.is_over(id, role, &peer).await {
-                Ok(true) => {
-                    let forgotten = migrations.forget(id, role).await;
-                    forgotten.map_err(|error| failed(error.into()))?;
-                }
+                Ok(true) => over.push((id, role)),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::debug!(migration_id = %id, error = %chain(&error), "it stays on record for now");
@@ -57,7 +54,14 @@ impl Shared {
                 }
             }
         }
-        Ok(())
+        if over.is_empty() {
+            return Ok(());
+        }
+        // At once: each transaction is a sync of the journal, for which a handoff under way may have to wait.
+        migrations
+            .forget(over)
+            .await
+            .map_err(|error| failed(error.into()))
     }
 
     async fn is_over(&self, id: MigrationId, role: MigrationRole, peer: &Name) -> Result<bool, HostError> {

@@ -114,11 +114,21 @@ fn not_started(record: &mut Migration, failure: &Failure, undo: &[HostError]) {
     record.set_outcome(outcome_of(failure, MigrationOutcome::Failed));
     record.error = with_undo(chain(failure), undo);
     record.transient = undo.is_empty() && failure.cause.is_transient();
-    record.advice = if undo.is_empty() {
-        untouched(record)
-    } else {
-        not_whole(record)
+    record.advice = match (undo.is_empty(), record.transient) {
+        (true, true) => try_again(record),
+        (true, false) => untouched(record),
+        (false, _) => not_whole(record),
     };
+}
+
+/// The connection is what is wrong, or the other daemon.
+#[must_use]
+pub fn try_again(record: &Migration) -> String {
+    format!(
+        "{}; see with `tranship host ls` whether {} answers, and ask for it again",
+        untouched(record),
+        record.destination
+    )
 }
 
 fn not_whole(record: &Migration) -> String {
@@ -206,6 +216,23 @@ mod tests {
         assert_eq!(record.outcome(), MigrationOutcome::RolledBack);
         assert_eq!(record.error, "drain failed: cannot dump it: io_uring");
         assert_eq!(record.advice, "container web runs at a again");
+    }
+
+    #[test]
+    fn what_may_pass_says_so_and_what_to_do() {
+        let waiting_for = "seeded";
+        let failure = Failure {
+            phase: Phase::Seed,
+            cause: tranship_migrate::error::ControlError::Lost { waiting_for }.into(),
+        };
+        let mut record = record();
+        let undo = Vec::new();
+        of_source(&mut record, report(SourceEnd::Failed { failure, undo }));
+        assert!(record.transient);
+        assert_eq!(
+            record.advice,
+            "container web runs at a and was not touched; see with `tranship host ls` whether b answers, and ask for it again"
+        );
     }
 
     #[test]

@@ -129,14 +129,16 @@ impl Migrations<'_> {
             .await
     }
 
-    /// Some of the records that have an outcome and are older than the newest `keep`, whatever became of those. Not always the same.
+    /// Some of the records that have an outcome and are older than the newest `keep`, whatever became of those; none about a container
+    /// of which another migration has no outcome yet, since what came behind that is read when it is taken up. Not always the same.
     ///
     /// # Errors
     /// The database cannot be read.
     pub async fn ended_beyond(&self, keep: u32, at_most: u32) -> Result<Vec<MigrationRecord>, RegistryError> {
         let work = move |db: &Transaction<'_>| {
             // Those at the beginning may be none that can be forgotten, for long.
-            let sql = "SELECT * FROM migrations WHERE outcome NOT IN ('unspecified', 'unknown')
+            let sql = "SELECT * FROM migrations WHERE container_id NOT IN (
+                           SELECT container_id FROM migrations WHERE outcome IN ('unspecified', 'unknown'))
                        AND rowid <= (SELECT rowid FROM migrations ORDER BY rowid DESC LIMIT 1 OFFSET ?1)
                        ORDER BY RANDOM() LIMIT ?2";
             db.prepare(sql)?.query_map((keep, at_most), read)?.collect()
@@ -146,18 +148,24 @@ impl Migrations<'_> {
             .await
     }
 
-    /// Forgets what one role of a migration has on record, its journal included.
+    /// Forgets what roles of migrations have on record, their journals included: all of them, or none.
     ///
     /// # Errors
-    /// The database cannot be written, or the migration has no outcome.
-    pub async fn forget(&self, id: MigrationId, role: MigrationRole) -> Result<(), RegistryError> {
+    /// The database cannot be written, or one of them has no outcome.
+    pub async fn forget(&self, roles: Vec<(MigrationId, MigrationRole)>) -> Result<(), RegistryError> {
         let work = move |db: &Transaction<'_>| {
-            let of_it = (Text(id), Word(role));
-            db.execute("DELETE FROM migrations WHERE id = ?1 AND role = ?2", of_it)?;
-            let journal = "DELETE FROM handoff_journal WHERE migration_id = ?1 AND role = ?2";
-            db.execute(journal, (Text(id), Word(role))).map(drop)
+            for (id, role) in roles {
+                // In this order: the journal of a migration that is on record cannot be shortened.
+                for sql in [
+                    "DELETE FROM migrations WHERE id = ?1 AND role = ?2",
+                    "DELETE FROM handoff_journal WHERE migration_id = ?1 AND role = ?2",
+                ] {
+                    db.execute(sql, (Text(id), Word(role)))?;
+                }
+            }
+            Ok(())
         };
-        self.0.transaction(TABLE, "forget a migration", work).await
+        self.0.transaction(TABLE, "forget migrations", work).await
     }
 
     /// Appends a step and answers with its number. On stable storage when it returns `Ok`; after an error it is
@@ -386,28 +394,38 @@ mod tests {
                 1 => MigrationOutcome::Unknown,
                 _ => MigrationOutcome::Done,
             };
-            migrations.insert(record(*id, outcome)).await.unwrap();
+            let mut record = record(*id, outcome);
+            if number < 2 {
+                record.migration.container_id = "in doubt".into();
+            }
+            migrations.insert(record).await.unwrap();
             migrations
                 .append_step(*id, role, "committed", 1, json!(null))
                 .await
                 .unwrap();
         }
-        let old = migrations.ended_beyond(3, 9).await.unwrap();
+        let old = migrations.ended_beyond(2, 9).await.unwrap();
         let old: BTreeSet<_> = old.into_iter().map(|record| record.migration.id).collect();
-        let expected = [ids[0].to_string(), ids[2].to_string()];
-        assert_eq!(old, expected.into(), "not the one in doubt");
-        assert_eq!(migrations.ended_beyond(3, 1).await.unwrap().len(), 1);
-        assert!(migrations.ended_beyond(6, 9).await.unwrap().is_empty());
-        migrations.forget(ids[0], role).await.unwrap();
-        assert_eq!(migrations.get(ids[0], role).await.unwrap(), None);
-        assert_eq!(migrations.steps(ids[0], role).await.unwrap(), []);
-        assert_eq!(migrations.steps(ids[2], role).await.unwrap().len(), 1);
-        let refused = migrations.forget(ids[1], role).await.unwrap_err();
-        assert!(
-            tranship_migrate::error::chain(&refused).contains("not ended"),
-            "{refused}"
+        let expected = [ids[2].to_string(), ids[3].to_string()];
+        assert_eq!(
+            old,
+            expected.into(),
+            "neither the one in doubt nor one of its container"
         );
-        assert_eq!(migrations.steps(ids[1], role).await.unwrap().len(), 1);
+        assert_eq!(migrations.ended_beyond(2, 1).await.unwrap().len(), 1);
+        assert!(migrations.ended_beyond(6, 9).await.unwrap().is_empty());
+        let refused = migrations.forget(vec![(ids[2], role), (ids[1], role)]).await;
+        let refused = tranship_migrate::error::chain(&refused.unwrap_err());
+        assert!(refused.contains("not ended"), "{refused}");
+        assert_eq!(
+            migrations.steps(ids[2], role).await.unwrap().len(),
+            1,
+            "all or none"
+        );
+        migrations.forget(vec![(ids[2], role)]).await.unwrap();
+        assert_eq!(migrations.get(ids[2], role).await.unwrap(), None);
+        assert_eq!(migrations.steps(ids[2], role).await.unwrap(), []);
+        assert_eq!(migrations.steps(ids[3], role).await.unwrap().len(), 1);
     }
 
     #[tokio::test]
