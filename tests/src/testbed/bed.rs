@@ -241,6 +241,18 @@ impl Testbed {
         hosts.try_for_each(|host| network::set_loss(&host.holder, percent))
     }
 
+    /// How many packets all hosts have lost since that began.
+    ///
+    /// # Errors
+    /// None are lost.
+    pub fn lost_packets(&self) -> Result<u64> {
+        let lost = self
+            .hosts()
+            .iter()
+            .map(|host| network::lost_packets(&host.holder));
+        lost.sum()
+    }
+
     /// Takes this testbed down.
     ///
     /// # Errors

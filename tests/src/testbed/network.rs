@@ -138,7 +138,19 @@ pub fn set_breaking(host: &Holder, on: bool) -> Result<()> {
 /// # Errors
 /// None are.
 pub fn broken_packets(host: &Holder) -> Result<u64> {
-    let told = nft(host, "list counter inet breaking broken")?;
+    counted(host, "breaking broken")
+}
+
+/// How many packets have been lost so far.
+///
+/// # Errors
+/// None are.
+pub fn lost_packets(host: &Holder) -> Result<u64> {
+    counted(host, "losing lost")
+}
+
+fn counted(host: &Holder, counter: &str) -> Result<u64> {
+    let told = nft(host, &format!("list counter inet {counter}"))?;
     let mut words = told.split_whitespace().skip_while(|word| *word != "packets");
     let packets = words.nth(1).context("a counter tells packets")?;
     packets.parse().context("packets are a number")
@@ -156,10 +168,11 @@ pub fn set_loss(host: &Holder, percent: u8) -> Result<()> {
         rules = format!(
             "{rules}
 table inet losing {{
+  counter lost {{ }}
   chain arriving {{
     type filter hook input priority 0;
-    tcp dport 7077 numgen random mod 100 < {percent} drop
-    tcp sport 7077 numgen random mod 100 < {percent} drop
+    tcp dport 7077 numgen random mod 100 < {percent} counter name lost drop
+    tcp sport 7077 numgen random mod 100 < {percent} counter name lost drop
   }}
 }}"
         );
