@@ -372,6 +372,25 @@ async fn a_commit_nobody_knows_of_keeps_the_copy_frozen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_let_run_again_before_it_is_written_that_it_will() {
+    for (fail_times, runs) in [(1, true), (2, false)] {
+        let world = World {
+            fail: Some("record giving_up"),
+            fail_times,
+            ..World::default()
+        };
+        let outcome = migrate_in(world, Some("drained"), false).await;
+        let as_expected = match &outcome.source.end {
+            SourceEnd::RolledBack { undo, .. } => runs && undo.is_empty(),
+            SourceEnd::Unknown(_) => !runs,
+            _ => false,
+        };
+        assert!(as_expected, "{fail_times}: {:?}", outcome.source.end);
+        assert_eq!(outcome.world.with(|world| world.source_runs), runs);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_written_after_the_commit_is_tried_again() {
     for point in ["record resuming", "adopt", "record running"] {
         let world = World {

@@ -153,6 +153,37 @@ fn whatever_fails_one_host_runs_the_container_and_nothing_acknowledged_is_lost()
     ]);
 }
 
+/// What was sent before the container ran again is not what it has now.
+#[test]
+fn what_cannot_be_written_before_the_power_is_cut_has_nothing_older_run() {
+    explore_all(&[(
+        "once, two writes fail, a link is cut, a host is switched off",
+        ONCE,
+        Faults {
+            writes: 2,
+            cuts: 1,
+            reboots: 1,
+            ..NONE
+        },
+    )]);
+}
+
+#[test]
+#[ignore = "takes minutes: make model"]
+fn the_same_with_more_that_cannot_be_written() {
+    explore_all(&[(
+        "once, three writes fail, a daemon dies, a link is cut, both hosts are switched off",
+        ONCE,
+        Faults {
+            crashes: 1,
+            writes: 3,
+            cuts: 1,
+            reboots: 2,
+            ..NONE
+        },
+    )]);
+}
+
 #[test]
 fn the_same_where_an_arbiter_decides() {
     let scenarios: [(&str, &[Move], Faults); 5] = [
@@ -317,7 +348,14 @@ fn the_model_finds_what_is_wrong_when_the_source_breaks_a_rule() {
         relays: 1,
         ..NONE
     };
+    let off = Faults {
+        writes: 1,
+        cuts: 1,
+        reboots: 1,
+        ..NONE
+    };
     finds(Flaw::CommitUnwritten, ONCE, NONE, explore::NO_RUN_WITHOUT_COMMIT);
+    finds(Flaw::GivenUpUnwritten, ONCE, off, explore::NO_WRITE_LOST);
     finds(Flaw::ThawedInDoubt, ONCE, crash, explore::NO_THAW_AFTER_COMMIT);
     finds(Flaw::JournalBelieved, ONCE, write, explore::NO_THAW_AFTER_COMMIT);
     finds(Flaw::DoubtIsNo, ONCE, write, explore::ENDS_DECIDED);

@@ -23,6 +23,11 @@ const AT_LAST: Duration = Duration::from_secs(10);
 const HANGS_UP: Duration = Duration::from_secs(4);
 const KEY: &str = "visits";
 
+/// More attempts to write one step than there are in a test.
+const UNWRITABLE: usize = 100;
+/// For some words between a container and its client.
+const A_WHILE: Duration = Duration::from_millis(500);
+
 /// Cuts of the test that tries many, and of the part of it that is tried always.
 const CUTS: u64 = 200;
 const SOME_CUTS: u64 = 6;
@@ -103,6 +108,31 @@ fn a_power_cut_at_some_moment_loses_nothing_that_was_acknowledged() -> Result<()
 #[ignore = "takes long: make faults"]
 fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() -> Result<()> {
     try_moments(CUTS)
+}
+
+/// The destination is ready when the source gives up, and the power is cut before that can be written. Nothing has run again by then, so
+/// what the destination holds is all there is.
+#[test]
+fn a_power_cut_before_it_is_written_that_the_container_goes_on_loses_nothing() -> Result<()> {
+    let strike = |scenario: &Scenario| {
+        let a = scenario.host("a")?;
+        let unwritable = "source:journal-giving_up error\n".repeat(UNWRITABLE);
+        faults::plan(a, &format!("source:receive-ready error\n{unwritable}"))?;
+        a.tranship(&["migrate", "--detach", "redis", "b"])?;
+        wait_for("it to be given up", faults::REACHED, || {
+            Ok(faults::planned(a)? < UNWRITABLE - 1)
+        })?;
+        // For a client of one that ran again to be answered.
+        sleep(A_WHILE);
+        ensure!(
+            state(a, "redis")? == "in_doubt",
+            "it is {} at a",
+            state(a, "redis")?
+        );
+        Ok(())
+    };
+    let told = "the power of a is cut when it cannot write that it gives up".to_owned();
+    try_all([(told, A, strike, Some(RunsOn("b")))].into_iter())
 }
 
 fn try_each(steps: &[Step]) -> Result<()> {

@@ -155,7 +155,7 @@ fn unknown(record: &mut Migration, failure: &Failure) {
     record.set_outcome(MigrationOutcome::Unknown);
     record.error = chain(failure);
     record.advice = format!(
-        "the copy of container {} at {} stays frozen until {} says whether it runs there; this goes on by itself: \
+        "the copy of container {} at {} stays frozen until it is certain whose it is, {}'s or its own; this goes on by itself: \
          see `tranship migrate status {}`; if {2} is gone for ever, `tranship migrate resolve` lets a person decide",
         record.container_name, record.source, record.destination, record.id
     );

@@ -3,7 +3,7 @@
 //! ```text
 //!   New -> Intending -> Asked -> Reserved -> Marking -> Marked -> Frozen -> Drained -> Prepared -> Committing
 //!    |________|__________|_________|___________|_________|_________|__________|__________|             |   \
-//!                     whatever fails: Undoing -> Noting -> Ended: it runs here            recorded     |    \ in doubt
+//!        whatever fails: GivingUp -> Undoing -> Noting -> Ended: it runs here            recorded     |    \ in doubt
 //!                                        ^                                                             v     v
 //!                                        | decided for this host                                   Handed   Unsure
 //!                                        +------------------------------- Abandoning <-------------|--------+
@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Up to `Committing` nobody but this host can run the container; behind it nothing undoes the freeze but a journal that
-//! certainly holds no commit.
+//! certainly holds no commit. A container that may stand still is let run when `giving_up` is on record, and not before.
 //!
 //! With an arbiter that holds from `Drained` on: the destination may be ready then, and may ask the arbiter for itself. So what
 //! fails leads to `Abandoning`: the arbiter is asked to decide for this host, and says what is decided.
@@ -174,8 +174,11 @@ enum Stage {
     },
     /// It is there: the container is this host's own again.
     TakenBack,
-    /// `giving_up` is being written.
-    GivingUp,
+    /// `giving_up` is being written, or is to be once more.
+    GivingUp {
+        /// It has failed before.
+        again: bool,
+    },
     /// What was done is being undone.
     Undoing(SourceOutcome),
     /// That is being written.
@@ -267,6 +270,8 @@ impl SourceHandoff {
         let stage = match SourceStep::deciding(steps) {
             Some(SourceStep::TakenBack) => Stage::TakenBack,
             Some(step) if step.is_committed() => Stage::Asking,
+            // Seen, and perhaps not on the disk.
+            Some(SourceStep::GivingUp) => Stage::GivingUp { again: true },
             _ if found.rebooted => Stage::Stranded,
             _ => Stage::Unsure,
         };
@@ -313,7 +318,11 @@ impl SourceHandoff {
     /// Whether it goes on with [`SourceEvent::Again`].
     #[must_use]
     pub fn awaits_time(&self) -> bool {
-        self.is_asking() || matches!(self.stage, Stage::Unsure | Stage::Stranded | Stage::TakenBack)
+        self.is_asking()
+            || matches!(
+                self.stage,
+                Stage::Unsure | Stage::Stranded | Stage::TakenBack | Stage::GivingUp { again: true }
+            )
     }
 
     /// Whether the commit is on record, and the destination has not said what became of it.
@@ -421,8 +430,12 @@ impl SourceHandoff {
             (Stage::TakingBack { committed: false }, _) => self.at(Stage::Unsure).none(),
             (Stage::Closing, Recorded(SourceStep::Done)) => self.at(Stage::Ended(SourceOutcome::Done)).none(),
             (Stage::Closing, _) => self.at(Stage::Asking).none(),
-            // Without the record it is let run all the same: that matters only to a host that is switched off at once.
-            (Stage::GivingUp, _) => self.undo_and_tell(SourceOutcome::RolledBack),
+            (Stage::GivingUp { .. }, Recorded(SourceStep::GivingUp)) => {
+                self.undo_and_tell(SourceOutcome::RolledBack)
+            }
+            (Stage::GivingUp { again: false }, _) => self.write_giving_up(true),
+            // Nothing is let run as long as a power cut could have the destination run what it holds.
+            (Stage::GivingUp { again: true }, _) => self.none(),
             // It is undone. Without the record it is undone once more, which changes nothing.
             (Stage::Noting(outcome), _) => self.at(Stage::Ended(outcome)).none(),
             (_, NotRecorded(_) | InDoubt(_)) if self.can_give_up() => self.give_up(),
@@ -439,6 +452,7 @@ impl SourceHandoff {
                 self.at(Stage::Ended(outcome)).none()
             }
             (Stage::Unsure, SourceEvent::Again) => self.abandon(),
+            (Stage::GivingUp { .. }, SourceEvent::Again) => self.write_giving_up(true),
             (Stage::Asking | Stage::Stranded, SourceEvent::Again) => self.then(SourceEffect::Ask),
             (Stage::TakenBack, SourceEvent::Again) => self.own(),
             (Stage::Removing, SourceEvent::Removed { whole: true }) => self
@@ -527,7 +541,11 @@ impl SourceHandoff {
         if self.arbiter {
             return self.undo_and_tell(SourceOutcome::RolledBack);
         }
-        self.at(Stage::GivingUp)
+        self.write_giving_up(false)
+    }
+
+    fn write_giving_up(self, again: bool) -> (Self, Effects) {
+        self.at(Stage::GivingUp { again })
             .then(SourceEffect::Record(SourceStep::GivingUp))
     }
 

@@ -63,7 +63,7 @@ impl Source {
         match step {
             SourceStep::Done => self.left.push(error),
             SourceStep::GivingUp => {
-                tracing::warn!(migration_id = %self.migration, error = %chain(&error), "it cannot be written that the container is about to run here again");
+                tracing::warn!(migration_id = %self.migration, error = %chain(&error), "it cannot be written that the container is about to run here again; until then it stands still");
             }
             SourceStep::Aborted | SourceStep::RolledBack => self.undo.push(error),
             SourceStep::Intent

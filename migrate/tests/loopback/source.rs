@@ -44,7 +44,11 @@ impl SourceHost for SimulatedSource {
 
     async fn record(&self, step: SourceStep) -> Result<(), HostError> {
         self.world.with(|world| world.source_journal.push(step));
-        self.world.enter("source record")
+        self.world.enter("source record")?;
+        match step {
+            SourceStep::GivingUp => self.world.enter("record giving_up"),
+            _ => Ok(()),
+        }
     }
 
     async fn commit(&self, _digest: [u8; 32]) -> Result<(), CommitError> {

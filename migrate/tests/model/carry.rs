@@ -153,6 +153,11 @@ impl Handoffs {
                 migration.source_journal.settle(luck == Luck::Kept);
                 migration.source_journal.steps.push(step);
             }
+            Luck::Bad | Luck::Doubt
+                if self.flaw == Some(Flaw::GivenUpUnwritten) && step == SourceStep::GivingUp =>
+            {
+                return SourceEvent::Recorded(step);
+            }
             Luck::Bad => return SourceEvent::NotRecorded(step),
             Luck::Doubt => {
                 migration.source_journal.limbo.push(step);

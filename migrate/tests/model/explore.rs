@@ -34,6 +34,8 @@ pub const ENDS_DECIDED: &str = "without further faults it ends decided";
 pub enum Flaw {
     /// The source goes on without having written the commit record.
     CommitUnwritten,
+    /// The source lets the container run again though it could not write that it gives up.
+    GivenUpUnwritten,
     /// A source that has committed lets its copy run when the destination does not answer.
     ThawedInDoubt,
     /// A source that does not know whether its commit record is there believes what it reads first.

@@ -106,6 +106,31 @@ fn a_commit_nobody_knows_of_is_only_judged_by_a_journal_that_can_be_written() {
 }
 
 #[test]
+fn nothing_is_thawed_before_it_is_on_record_that_it_is_given_up() {
+    let (frozen, _) = after(&way_to_commit()[..6]);
+    let (mut giving_up, mut effects) = frozen.on(SourceEvent::Lost);
+    let record = [SourceEffect::Record(SourceStep::GivingUp)];
+    for failure in [
+        SourceEvent::InDoubt(SourceStep::GivingUp),
+        SourceEvent::NotRecorded(SourceStep::GivingUp),
+        SourceEvent::InDoubt(SourceStep::GivingUp),
+    ] {
+        assert_eq!(effects, record);
+        (giving_up, effects) = giving_up.on(failure);
+        if effects.is_empty() {
+            assert!(giving_up.awaits_time());
+            (giving_up, effects) = giving_up.on(SourceEvent::Again);
+        }
+    }
+    let (_, effects) = giving_up.on(SourceEvent::Recorded(SourceStep::GivingUp));
+    assert!(effects.contains(&SourceEffect::Undo { thaw: true }));
+    // That it can be read does not say that it stays.
+    let steps = [SourceStep::Intent, SourceStep::Freezing, SourceStep::GivingUp];
+    let read = SourceHandoff::in_doubt(Found::default(), &steps);
+    assert_eq!(read.on(SourceEvent::Again).1, record);
+}
+
+#[test]
 fn what_is_found_after_a_crash_is_undone_up_to_the_commit_and_finished_after_it() {
     use SourceStep::{Committed, Done, Freezing, GivingUp, Intent, RolledBack};
     let found = |steps: &[SourceStep], superseded| {
