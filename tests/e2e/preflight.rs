@@ -13,6 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::FallocateFlags;
 use serde_json::Value;
+use tranship_tests::better_cpu::describe;
+use tranship_tests::broken_criu::real_criu;
 use tranship_tests::command::Finished;
 use tranship_tests::counter::Counter;
 use tranship_tests::images::{self, REDIS_PORT};
@@ -155,21 +157,9 @@ fn another_machine(scenario: &Scenario) -> Result<()> {
 
 /// The source's CPU can save more of a process than the destination's can load.
 fn a_better_cpu(a: &Host, b: &Host) -> Result<()> {
-    let prefix = std::env::var("TRANSHIP_PREFIX").unwrap_or_else(|_| "/opt/tranship".to_owned());
-    let criu = format!("{prefix}/criu/sbin/criu");
-    let scratch = a.layout.disk("a").join("cpu");
-    fs::create_dir(&scratch)?;
-    let image = scratch.join("cpuinfo.img");
-    b.run(
-        &criu,
-        [
-            "cpuinfo".as_ref(),
-            "dump".as_ref(),
-            "--images-dir".as_ref(),
-            scratch.as_os_str(),
-        ],
-    )?;
-    fs::write(&image, with_every_register(&fs::read(&image)?)?)?;
+    let criu = real_criu();
+    let image = a.layout.disk("a").join("cpuinfo.img");
+    describe(b, &image)?;
     let script =
         format!("#!/bin/sh\n{criu} \"$@\" || exit\n[ \"$1 $2\" != 'cpuinfo dump' ] || cp {image:?} \"$4\"\n");
     let config = a.layout.config("a");
@@ -184,41 +174,8 @@ fn a_better_cpu(a: &Host, b: &Host) -> Result<()> {
     )?;
     reconfigure(a, &text)?;
     fs::remove_file(better)?;
-    fs::remove_dir_all(scratch)?;
+    fs::remove_file(image)?;
     fits(a, "redis")
-}
-
-/// CRIU's description of a CPU, with all states of registers that there could be: two magic numbers, a length, a message whose first field
-/// is the CPU, and of the same field in that the last one counts.
-fn with_every_register(image: &[u8]) -> Result<Vec<u8>> {
-    const CPU: u8 = 1 << 3 | 2;
-    const REGISTER_STATES: u8 = 8 << 3;
-    let (magic, message) = image
-        .split_at_checked(8)
-        .context("an image has two magic numbers")?;
-    let (tag, described) = message
-        .get(4..)
-        .and_then(<[u8]>::split_first)
-        .context("a message")?;
-    ensure!(*tag == CPU, "field {tag} is no CPU");
-    let length_bytes = described.iter().take_while(|byte| **byte >= 0x80).count() + 1;
-    let mut cpu = described[length_bytes..].to_vec();
-    cpu.push(REGISTER_STATES);
-    cpu.extend(varint(u64::MAX));
-    let mut message = vec![CPU];
-    message.extend(varint(u64::try_from(cpu.len())?));
-    message.extend(cpu);
-    Ok([magic, &u32::try_from(message.len())?.to_le_bytes(), &message].concat())
-}
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
 }
 
 fn what_does_not_run(a: &Host) -> Result<()> {

@@ -14,10 +14,9 @@ use crate::testbed::{Host, daemon};
 /// # Errors
 /// The host's disk cannot be written.
 pub fn break_criu(host: &Host, script: &str) -> Result<()> {
-    let prefix = std::env::var("TRANSHIP_PREFIX").unwrap_or_else(|_| "/opt/tranship".to_owned());
-    let wrapper = wrapper(host);
+    let (real, wrapper) = (real_criu(), wrapper(host));
     let text = format!(
-        "#!/bin/sh\nreal={prefix}/criu/sbin/criu\ncase \"$1\" in\nswrk) {script} ;;\n*) exec \"$real\" \"$@\" ;;\nesac\n"
+        "#!/bin/sh\nreal={real}\ncase \"$1\" in\nswrk) {script} ;;\n*) exec \"$real\" \"$@\" ;;\nesac\n"
     );
     fs::write(&wrapper, text).with_context(|| format!("cannot write {}", wrapper.display()))?;
     fs::set_permissions(&wrapper, Permissions::from_mode(0o755))?;
@@ -32,6 +31,13 @@ pub fn mend_criu(host: &Host) -> Result<()> {
     daemon::set_lines(host, "")?;
     let wrapper = wrapper(host);
     fs::remove_file(&wrapper).with_context(|| format!("cannot remove {}", wrapper.display()))
+}
+
+/// The CRIU that daemons have where nothing else is configured.
+#[must_use]
+pub fn real_criu() -> String {
+    let prefix = std::env::var("TRANSHIP_PREFIX").unwrap_or_else(|_| "/opt/tranship".to_owned());
+    format!("{prefix}/criu/sbin/criu")
 }
 
 fn wrapper(host: &Host) -> PathBuf {

@@ -6,9 +6,10 @@
 //! [`faults`] has daemons die and fail at exact moments, [`power`] switches a host off, [`etcd`] is one that hosts share.
 //! [`command`] and [`programs`] run things, [`images`] knows what there is to run in containers, of which [`workload`] (with
 //! [`sys`]) is our own, [`stamps`] watches one job of it, [`halfway`] stops a
-//! migration at the edge of its commit, [`faults`] does so at any of its steps and has it fail there, [`field`] is the frame of many such attempts, [`broken_criu`] fails, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
+//! migration at the edge of its commit, [`faults`] does so at any of its steps and has it fail there, [`field`] is the frame of many such attempts, [`broken_criu`] fails, [`better_cpu`] is one that a host does not have, [`namespace`] puts a thread on a host, [`interrupt`] cleans up after a Ctrl-C.
 
 pub mod bench;
+pub mod better_cpu;
 pub mod broken_criu;
 pub mod clock;
 pub mod command;

@@ -1,8 +1,11 @@
 //! Whether a tree that runs on a peer's CPU can go on running on this one.
 
 use std::io;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::probe::run_criu;
 
@@ -12,8 +15,16 @@ use super::probe::run_criu;
 /// between hosts that differ in nothing a program can use.
 const CAPABILITIES: &str = "--cpu-cap=fpu,ins";
 
-/// Name of the file that CRIU writes and reads.
-const FILE_NAME: &str = "cpuinfo.img";
+/// The same in CRIU's RPC (`cr_options.h`): a dump with them describes the CPU in its images, and a restore with them wants
+/// a description there, and refuses when it is of a CPU that can do more than this one.
+pub const CAPABILITY_BITS: u64 = CAP_FPU | CAP_INS | CAP_IMAGE;
+const CAP_FPU: u64 = 1;
+const CAP_INS: u64 = 4;
+/// Without it nothing is written and nothing compared; the command line sets it by itself.
+const CAP_IMAGE: u64 = 8;
+
+/// Name of the file that CRIU writes and reads, alone or among the images of a dump.
+pub const FILE_NAME: &str = "cpuinfo.img";
 
 /// Largest description that is accepted from a peer; a real one has some hundred bytes.
 pub const MAX_CPUINFO: usize = 64 * 1024;
@@ -47,7 +58,7 @@ pub enum CpuError {
     /// CRIU could not be run to its end.
     #[error("criu cpuinfo: {0}")]
     Run(#[source] io::Error),
-    /// The temporary file could not be used.
+    /// The file between this process and CRIU could not be used.
     #[error("the file of the CPU description cannot be used: {0}")]
     File(#[source] io::Error),
     /// CRIU refused.
@@ -65,7 +76,7 @@ pub async fn cpuinfo_dump(criu: &Path) -> Result<Vec<u8>, CpuError> {
     if !success {
         return Err(CpuError::Dump { lines });
     }
-    std::fs::read(directory.0.join(FILE_NAME)).map_err(CpuError::File)
+    std::fs::read(directory.path().join(FILE_NAME)).map_err(CpuError::File)
 }
 
 /// Checks that this host's CPU can do all that the described one can.
@@ -74,7 +85,7 @@ pub async fn cpuinfo_check(criu: &Path, peer: &[u8]) -> Result<(), CpuMismatch> 
         return Err(CpuMismatch::TooLong { bytes: peer.len() });
     }
     let directory = Scratch::new().map_err(CpuError::File)?;
-    std::fs::write(directory.0.join(FILE_NAME), peer).map_err(CpuError::File)?;
+    std::fs::write(directory.path().join(FILE_NAME), peer).map_err(CpuError::File)?;
     match cpuinfo(criu, "check", &directory).await? {
         (true, _) => Ok(()),
         (false, lines) => Err(CpuMismatch::Lacking { lines }),
@@ -82,35 +93,37 @@ pub async fn cpuinfo_check(criu: &Path, peer: &[u8]) -> Result<(), CpuMismatch> 
 }
 
 async fn cpuinfo(criu: &Path, action: &str, directory: &Scratch) -> Result<(bool, Vec<String>), CpuError> {
-    let directory = directory.0.to_string_lossy();
-    let arguments = ["cpuinfo", action, "--images-dir", &directory, CAPABILITIES];
+    let path = directory.path();
+    let arguments = [
+        "cpuinfo",
+        action,
+        "--images-dir",
+        &path.to_string_lossy(),
+        CAPABILITIES,
+    ];
     run_criu(criu, &arguments, LIMIT).await.map_err(CpuError::Run)
 }
 
-/// A directory of one call, gone with it.
-struct Scratch(std::path::PathBuf);
+/// A directory of one call: the root of a file system that is mounted nowhere and goes with its last descriptor, however this
+/// process ends.
+struct Scratch(OwnedFd);
 
 impl Scratch {
     fn new() -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!(
-            "tranship-cpuinfo-{}-{number}-{}",
-            std::process::id(),
-            crate::monotonic_us()
-        );
-        let path = std::env::temp_dir().join(name);
-        // Fails where somebody has made it first, so nobody else's directory is ever used.
-        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
+        let made = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(made.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC
+            | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        Ok(Self(fsmount(
+            made.as_fd(),
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            attributes,
+        )?))
     }
-}
 
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What stays behind is a few hundred bytes in the directory for temporary files.
-        let _ = std::fs::remove_dir_all(&self.0);
+    /// Also for another process, as long as this one has it.
+    fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
 }

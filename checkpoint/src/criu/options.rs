@@ -1,5 +1,6 @@
 //! The options that the relay sets, whatever runc has asked for, and why.
 
+use super::cpu::CAPABILITY_BITS;
 use super::rpc::{Setting, option};
 use super::wire::Operation;
 
@@ -41,8 +42,18 @@ pub fn settings(operation: Operation, log_level: Option<u64>) -> Vec<Setting> {
         settings.push(set(option::LINK_REMAP, 1));
         // A client in the middle of its handshake sends again; it must not veto the move of all others.
         settings.push(set(option::TCP_SKIP_IN_FLIGHT, 1));
+        settings.push(compare_cpu());
     }
     settings
+}
+
+/// Describes the CPU in the images of a dump; has a restore of images with such a description refuse a CPU that can do less,
+/// on which a task would be killed at its next instruction that is missing, or its registers could not be loaded.
+pub fn compare_cpu() -> Setting {
+    Setting {
+        number: option::CPU_CAP,
+        value: CAPABILITY_BITS,
+    }
 }
 
 #[cfg(test)]

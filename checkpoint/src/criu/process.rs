@@ -24,11 +24,12 @@ use prost::Message;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 
+use super::cpu::FILE_NAME as CPUINFO_NAME;
 use super::options;
 use super::rpc::{self, Malformed, Setting, kind, option};
 use super::unprivileged::Permission;
 use super::wire::{AREAS_NAME, JOURNAL_NAME, Memory, Operation, environment};
-use crate::packet;
+use crate::packet::{self, Packet};
 use crate::sys::inherited;
 use crate::sys::undo::Undo;
 use crate::sys::view::View;
@@ -144,7 +145,7 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
         return Err(exec(&settings.criu, arguments));
     }
     let runc = take_socket(number)?;
-    let Some(mut first) = packet::receive(&runc).map_err(|source| lost("runc", source))? else {
+    let Some(first) = packet::receive(&runc).map_err(|source| lost("runc", source))? else {
         return Ok(0);
     };
     let request = rpc::Request::decode(first.bytes.as_slice()).map_err(|source| ProcessError::Message {
@@ -155,15 +156,15 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
     let lazy = held && settings.lazy_pages && *operation == Operation::Restore;
     // Kept open until CRIU has opened them through this process.
     let mut directories = Vec::new();
+    let mut edits = Vec::new();
     if held {
-        let mut edits = edits(&runc, &request, *operation, settings.log_level, &mut directories)?;
+        edits = self::edits(&runc, &request, *operation, settings.log_level, &mut directories)?;
         if lazy {
             edits.push(Setting {
                 number: option::LAZY_PAGES,
                 value: 1,
             });
         }
-        first.bytes = rpc::override_options(&first.bytes, &edits)?;
     }
     let dumps = held && *operation == Operation::Dump;
     let hide = dumps && settings.memory == Memory::StateOnly;
@@ -195,8 +196,9 @@ pub fn run(arguments: &[OsString], settings: &Settings) -> Result<u8, ProcessErr
     if lazy {
         session.permit(Permission::take());
     }
+    let asked = || asked(first, held.then_some((*operation, edits)));
     // Kept until CRIU has ended, which loads the library through this process.
-    let status = session.run(&first, request.options.and_then(|options| options.pid));
+    let status = session.run(request.options.and_then(|options| options.pid), asked);
     drop(undo);
     status
 }
@@ -272,6 +274,21 @@ fn edits(
         opened.push(file);
     }
     Ok(edits)
+}
+
+/// runc's request as CRIU gets it, when it gets it: only by then a restore has its images.
+fn asked(mut request: Packet, edits: Option<(Operation, Vec<Setting>)>) -> Result<Packet, ProcessError> {
+    let Some((operation, mut edits)) = edits else {
+        return Ok(request);
+    };
+    let images = edits.iter().find(|edit| edit.number == option::IMAGES_DIR_FD);
+    let described =
+        |images: &Setting| Path::new(&format!("/proc/self/fd/{}/{CPUINFO_NAME}", images.value)).exists();
+    if operation == Operation::Restore && images.is_some_and(described) {
+        edits.push(options::compare_cpu());
+    }
+    request.bytes = rpc::override_options(&request.bytes, &edits)?;
+    Ok(request)
 }
 
 /// The library for CRIU, asked for what helps an operation.

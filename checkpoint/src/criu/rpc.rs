@@ -32,6 +32,8 @@ pub mod option {
     pub const WORK_DIR_FD: u32 = 17;
     /// Name unlinked files that still have links elsewhere.
     pub const LINK_REMAP: u32 = 18;
+    /// What of the CPU a dump describes, and a restore compares with the description in the images.
+    pub const CPU_CAP: u32 = 20;
     /// Old switch of the cgroup handling.
     pub const MANAGE_CGROUPS: u32 = 24;
     /// How cgroups are dumped and restored.

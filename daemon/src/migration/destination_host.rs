@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{Relay, unprivileged};
+use tranship_checkpoint::criu::{Relay, cpuinfo_check, unprivileged};
 use tranship_migrate::deadlines::{IMAGES, REPLY};
 use tranship_migrate::error::HostError;
 use tranship_migrate::handoff::{DestinationStep, Inspection, Resolution, Verdict};
@@ -108,7 +108,11 @@ impl LocalDestination {
             source,
             container: id,
             image,
-            reserve: reserve.clone(),
+            // Compared once, and not for the journal.
+            reserve: Reserve {
+                cpuinfo: Vec::new(),
+                ..reserve.clone()
+            },
             journal,
             decider,
             sink: Arc::new(sink),
@@ -128,6 +132,16 @@ impl LocalDestination {
 
     fn images(&self) -> PathBuf {
         self.staging().join("images")
+    }
+
+    /// What the preflight has found may not be so any more, and another host may have answered it.
+    async fn compare_cpu(&self, cpuinfo: &[u8]) -> Result<(), HostError> {
+        // A source of an earlier version does not say again what its CPU can do.
+        if cpuinfo.is_empty() {
+            return Ok(());
+        }
+        let compared = cpuinfo_check(&self.shared.criu, cpuinfo).await;
+        compared.map_err(|error| HostError::new("run on this CPU what runs on the source's", error))
     }
 
     async fn missing_layers(&self) -> Result<Vec<String>, HostError> {
@@ -295,6 +309,8 @@ impl LocalDestination {
 #[async_trait]
 impl DestinationHost for LocalDestination {
     async fn reserve(&self, reserve: &Reserve) -> Result<Reservation, ReserveError> {
+        let compared = self.compare_cpu(&reserve.cpuinfo).await;
+        compared.map_err(ReserveError::Refused)?;
         let container = reserve.container.clone().unwrap_or_default();
         let on_its_way = self.shared.on_its_way(&self.container, self.migration).await;
         let on_its_way = on_its_way.map_err(ReserveError::Refused)?;

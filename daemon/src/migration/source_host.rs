@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
-use tranship_checkpoint::criu::{Dump, Memory, PreDumpRequest, journal_of, pre_dump};
+use tranship_checkpoint::criu::{Dump, Memory, PreDumpRequest, cpuinfo_dump, journal_of, pre_dump};
 use tranship_checkpoint::freeze::Freezer;
 use tranship_checkpoint::memory::fill::filling;
 use tranship_checkpoint::process_tree;
@@ -210,7 +210,8 @@ impl SourceHost for LocalSource {
         self.wait_filled().await?;
         // Found now, so that cutting it later costs no search.
         self.attachment().await?;
-        let (disk_bytes, volumes) = self.sizes().await?;
+        let (sizes, cpuinfo) = tokio::join!(self.sizes(), cpuinfo_dump(&self.shared.criu));
+        let (disk_bytes, volumes) = sizes?;
         let host = self.shared.host_name();
         Ok(Reserve {
             source: host.clone(),
@@ -225,6 +226,7 @@ impl SourceHost for LocalSource {
             page_streams: 0,
             pre_dumps: false,
             owner_token: self.decider.token(),
+            cpuinfo: cpuinfo.map_err(|error| HostError::new("describe this host's CPU", error))?,
         })
     }
 

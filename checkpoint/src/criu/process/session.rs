@@ -113,9 +113,13 @@ impl Session {
         self.view = Some(view);
     }
 
-    /// Passes `first` on, once the daemon has let it go, and everything after it until CRIU ends; returns CRIU's exit
-    /// status. `pid` is the root of the tree to dump.
-    pub fn run(&mut self, first: &Packet, pid: Option<i32>) -> Result<u8, ProcessError> {
+    /// Passes on what `asked` makes of runc's request, once the daemon has let it go, and everything after it until CRIU ends;
+    /// returns CRIU's exit status. `pid` is the root of the tree to dump.
+    pub fn run(
+        &mut self,
+        pid: Option<i32>,
+        asked: impl FnOnce() -> Result<Packet, ProcessError>,
+    ) -> Result<u8, ProcessError> {
         self.root = pid;
         let conversation = match self.request_decision(pid) {
             Ok(Decision::Go) => {
@@ -123,7 +127,9 @@ impl Session {
                 if let Some(guard) = &self.guard {
                     guard.begin();
                 }
-                self.to_criu(first).and_then(|()| self.converse())
+                asked()
+                    .and_then(|request| self.to_criu(&request))
+                    .and_then(|()| self.converse())
             }
             Ok(Decision::Abort) => self.refuse(),
             Err(error) => Err(error),
