@@ -1,12 +1,16 @@
 //! A host is switched off: nothing that ran or was in memory is left, what was on its disk is. Its kernel is the machine's, so what
 //! a real one would have lost by itself is removed one by one.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::command::{self, SHORT, command};
 use crate::oracles::cgroups;
 use crate::testbed::{Host, Testbed, daemon, pool};
 use crate::tranship::wait_for;
@@ -22,6 +26,7 @@ const ENDING: Duration = Duration::from_secs(10);
 /// # Errors
 /// Something of it cannot be ended or removed.
 pub fn switch_off(host: &Host) -> Result<()> {
+    let networks = networks(host)?;
     // Everything but the host's first process and the shell that does it.
     host.run("sh", ["-c", "kill -KILL -1"])?;
     // A signal does not reach what is frozen.
@@ -32,6 +37,9 @@ pub fn switch_off(host: &Host) -> Result<()> {
     wait_for("everything on the host to end", ENDING, || {
         Ok(daemon::pid(host).is_none() && cgroups(host).iter().all(|cgroup| is_empty(cgroup)))
     })?;
+    for network in networks {
+        forget_connections(&network)?;
+    }
     let table = fs::read_to_string(format!("/proc/{}/mountinfo", host.holder.pid))?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     let mut points: Vec<_> = points.filter(|point| is_below(point, IN_MEMORY)).collect();
@@ -72,6 +80,34 @@ pub fn cut(bed: &Testbed, hosts: &[&Host]) -> Result<()> {
         pool::use_copy(host)?;
         bed.set_link(host.name(), true)?;
     }
+    Ok(())
+}
+
+/// The networks of a host and of the containers on it.
+fn networks(host: &Host) -> Result<Vec<File>> {
+    let lists = cgroups(host).into_iter().map(|cgroup| {
+        // One that has gone meanwhile has nothing.
+        fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default()
+    });
+    let pids = lists.collect::<String>();
+    let own = host.holder.pid.to_string();
+    let mut found = BTreeMap::new();
+    for pid in pids.lines().chain([own.as_str()]) {
+        if let Ok(network) = File::open(format!("/proc/{pid}/ns/net")) {
+            found.insert(network.metadata()?.ino(), network);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// What a process has sent, and nobody has confirmed, the kernel goes on sending when the process has ended: also behind a link that was
+/// down then and is up again.
+fn forget_connections(network: &File) -> Result<()> {
+    let path = format!("--net=/proc/{}/fd/{}", std::process::id(), network.as_raw_fd());
+    command::succeed(
+        &mut command("nsenter", [&path, "ss", "--kill", "--tcp", "--all"]),
+        SHORT,
+    )?;
     Ok(())
 }
 
