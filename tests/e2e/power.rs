@@ -253,11 +253,12 @@ fn attempt(
 fn decided(a: &Host, b: &Host) -> Result<Fate> {
     let mut states = [String::new(), String::new()];
     wait_for("both hosts to know whose the container is", AT_LAST, || {
+        // First, since it says that what is seen behind it stays. A preflight may have been waiting for the host's return.
+        let over = has_ended(a)? && has_ended(b)?;
         states = [state(a, "redis")?, state(b, "redis")?];
         let owners = states.iter().filter(|state| is_own(state)).count();
         let others = states.iter().filter(|state| is_gone(state)).count();
-        // A preflight may have been waiting for the host's return.
-        Ok(owners == 1 && others == 1 && has_ended(a)? && has_ended(b)?)
+        Ok(over && owners == 1 && others == 1)
     })
     .with_context(|| format!("at a it is {}, at b {}", states[0], states[1]))?;
     Ok(match [states[0].as_str(), states[1].as_str()] {
