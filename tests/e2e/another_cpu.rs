@@ -65,7 +65,7 @@ fn a_cpu_that_lacks_something_is_found_also_when_the_preflight_did_not_find_it()
     is_told(
         &migrating.wait_with_output()?,
         ROLLED_BACK,
-        &["hold failed", "cpu"],
+        &["hold failed", "xfeatures has unsupported bits"],
     )?;
     stays(a, b)?;
     before.expect_unchanged_but(bed, |line| {

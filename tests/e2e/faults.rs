@@ -86,6 +86,7 @@ struct Trials {
     not_reached: usize,
     /// What an attempt must have in its name.
     only: Option<String>,
+    tried: usize,
     /// The longest wait of the client in each attempt after which the source still ran it.
     waits_us: Vec<u64>,
 }
@@ -104,6 +105,7 @@ impl Trials {
             field,
             not_reached: 0,
             only: std::env::var("FAULTS_AT").ok(),
+            tried: 0,
             waits_us: Vec::new(),
         };
         Ok((trials, points))
@@ -128,6 +130,7 @@ impl Trials {
         if self.only.as_ref().is_some_and(|only| !told.contains(only)) {
             return Vec::new();
         }
+        self.tried += 1;
         let entitled = self.entitled(&faults[0]);
         let judge = |course: &Course<bool>| {
             let right = entitled.is_none_or(|entitled| entitled == course.owner);
@@ -157,6 +160,7 @@ impl Trials {
     }
 
     fn end(mut self) -> Result<()> {
+        ensure!(self.tried > 0, "no attempt has {:?} in its name", self.only);
         eprintln!(
             "{} of those that passed did not reach their second fault",
             self.not_reached

@@ -270,7 +270,6 @@ impl SourceHandoff {
         let stage = match SourceStep::deciding(steps) {
             Some(SourceStep::TakenBack) => Stage::TakenBack,
             Some(step) if step.is_committed() => Stage::Asking,
-            // Seen, and perhaps not on the disk.
             Some(SourceStep::GivingUp) => Stage::GivingUp { again: true },
             _ if found.rebooted => Stage::Stranded,
             _ => Stage::Unsure,
@@ -433,9 +432,8 @@ impl SourceHandoff {
             (Stage::GivingUp { .. }, Recorded(SourceStep::GivingUp)) => {
                 self.undo_and_tell(SourceOutcome::RolledBack)
             }
-            (Stage::GivingUp { again: false }, _) => self.write_giving_up(true),
             // Nothing is let run as long as a power cut could have the destination run what it holds.
-            (Stage::GivingUp { again: true }, _) => self.none(),
+            (Stage::GivingUp { again: false }, _) => self.write_giving_up(true),
             // It is undone. Without the record it is undone once more, which changes nothing.
             (Stage::Noting(outcome), _) => self.at(Stage::Ended(outcome)).none(),
             (_, NotRecorded(_) | InDoubt(_)) if self.can_give_up() => self.give_up(),
