@@ -1,8 +1,11 @@
 //! The real CRIU, asked what it is, and the relay where it only stands in for it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use tranship_checkpoint::criu::{CpuMismatch, cpuinfo_check, cpuinfo_dump, probe, probe::probe_runc};
@@ -19,6 +22,34 @@ async fn this_hosts_programs_are_good_enough() {
     assert!(info.version >= MINIMUM_CRIU && info.check_passed, "{info:?}");
     assert!(info.features.lazy_pages, "{info:?}");
     assert!(probe_runc(Path::new("runc")).await.unwrap() >= MINIMUM_RUNC);
+}
+
+/// A CRIU that is killed while it looks at the kernel leaves behind the process that it looks with.
+#[tokio::test]
+async fn a_question_that_is_given_up_at_any_moment_leaves_no_process_behind() {
+    let criu = criu();
+    let before = processes_of(&criu);
+    for moment in 0..60 {
+        let asked = probe(&criu);
+        let _ = tokio::time::timeout(Duration::from_millis(4 * moment), asked).await;
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let left = &processes_of(&criu) - &before;
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < end, "left: {left:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Those that run a program.
+fn processes_of(program: &Path) -> BTreeSet<OsString> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let ours = processes
+        .filter(|process| std::fs::read_link(process.path().join("exe")).is_ok_and(|path| path == program));
+    ours.map(|process| process.file_name()).collect()
 }
 
 /// The x86 part of CRIU's description of a CPU.

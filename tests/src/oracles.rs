@@ -96,11 +96,27 @@ impl Inventory {
                 return Ok(());
             }
             if Instant::now() >= end {
-                bail!("the hosts are not as they were:\n  {}", changes.join("\n  "));
+                let differences = changes.join("\n  ");
+                bail!(
+                    "the hosts are not as they were:\n  {differences}\n{}",
+                    processes_now(bed)
+                );
             }
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// What a message about processes that stayed needs: whose children they are, and whether they live.
+fn processes_now(bed: &Testbed) -> String {
+    let table = |host: &Host| {
+        let columns = ["-e", "-o", "pid,ppid,state,wchan:20,etimes,args"];
+        let shown = host
+            .run("ps", columns)
+            .map_or_else(|error| format!("{error:#}"), |output| output.text());
+        format!("processes of host {}:\n{shown}", host.name())
+    };
+    bed.hosts().iter().map(table).collect::<Vec<_>>().join("\n")
 }
 
 fn look_into(host: &Host) -> Result<Vec<String>> {

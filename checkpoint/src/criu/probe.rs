@@ -1,12 +1,15 @@
 //! What this host's CRIU is and can do, and what will make it slow.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create, tell};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::process::{Child, Command};
 
 use crate::sys::view::View;
 use crate::version::{MINIMUM_CRIU, MINIMUM_RUNC, Version};
@@ -201,38 +204,57 @@ async fn run(program: &Path, arguments: &[&str], limit: Duration) -> io::Result<
     finish(command, limit).await
 }
 
-async fn finish(mut command: Command, limit: Duration) -> io::Result<Output> {
+/// Runs a program to its end, also when whoever asked no longer waits: a CRIU that is killed while it tries what the kernel
+/// can do leaves behind the process that it tries it on, stopped. One that takes longer than `limit` is killed together with
+/// all that it has started.
+async fn finish(command: Command, limit: Duration) -> io::Result<Output> {
+    tokio::spawn(run_to_its_end(command, limit))
+        .await
+        .map_err(io::Error::other)?
+}
+
+async fn run_to_its_end(mut command: Command, limit: Duration) -> io::Result<Output> {
+    let output = output_file()?;
     let mut child = command
         .current_dir("/")
+        .process_group(0)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
         .spawn()?;
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let outputs = child.stdout.take().zip(child.stderr.take());
-    let work = async {
-        if let Some((out, err)) = outputs {
-            let (mut out, mut err) = (out.take(MAX_OUTPUT), err.take(MAX_OUTPUT));
-            let read = tokio::join!(out.read_to_end(&mut stdout), err.read_to_end(&mut stderr));
-            read.0?;
-            read.1?;
-        }
-        child.wait().await
+    let Ok(status) = tokio::time::timeout(limit, child.wait()).await else {
+        kill_group(&child);
+        child.wait().await?;
+        return Err(io::ErrorKind::TimedOut.into());
     };
-    let status = tokio::time::timeout(limit, work)
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    stdout.extend_from_slice(&stderr);
+    let mut printed = vec![0; usize::try_from(tell(&output)?).map_err(io::Error::other)?];
+    output.read_exact_at(&mut printed, 0)?;
     Ok(Output {
-        success: status.success(),
-        text: String::from_utf8_lossy(&stdout).into_owned(),
+        success: status?.success(),
+        text: String::from_utf8_lossy(&printed).into_owned(),
     })
+}
+
+/// Takes what a program prints, to `MAX_OUTPUT` bytes. Not a pipe: a program that prints to one dies in the middle of what
+/// it does when this process has died.
+fn output_file() -> io::Result<File> {
+    let file = memfd_create("output", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&file, MAX_OUTPUT)?;
+    fcntl_add_seals(&file, SealFlags::GROW)?;
+    Ok(file.into())
+}
+
+/// Kills the process group that a child which has not been waited for is the leader of.
+fn kill_group(child: &Child) {
+    let leader = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    if let Some(Err(error)) = leader.map(|group| kill_process_group(group, Signal::KILL)) {
+        tracing::warn!(%error, ?leader, "a program that takes too long cannot be killed");
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{ProbeError, cache_warnings, loads_view, probe, probe_runc, run};
+    use super::{MAX_OUTPUT, ProbeError, cache_warnings, loads_view, probe, probe_runc, run};
     use std::io;
     use std::path::Path;
     use std::time::Duration;
@@ -245,16 +267,24 @@ mod tests {
         assert!(matches!(other, Err(ProbeError::NoVersion { .. })), "{other:?}");
     }
 
+    /// Copies a program. Not by this process: what another test starts meanwhile would have the copy open for writing for a
+    /// moment, and it could not be run.
+    fn install(from: &Path, to: &Path) {
+        let status = std::process::Command::new("install").arg(from).arg(to).status();
+        assert!(status.unwrap().success());
+    }
+
     #[tokio::test]
     async fn a_program_that_is_started_without_the_variable_does_not_load_the_library() {
         let directory = tempfile::tempdir().unwrap();
         let criu = directory.path().join("criu");
-        std::fs::copy("/bin/true", &criu).unwrap();
+        install(Path::new("/bin/true"), &criu);
         assert!(loads_view(&criu).await.unwrap());
         let wrapper = directory.path().join("wrapper");
         let script = format!("#!/bin/sh\nunset LD_PRELOAD\nexec {} \"$@\"\n", criu.display());
-        std::fs::write(&wrapper, script).unwrap();
-        std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let text = directory.path().join("wrapper.sh");
+        std::fs::write(&text, script).unwrap();
+        install(&text, &wrapper);
         assert!(!loads_view(&wrapper).await.unwrap());
         assert!(loads_view(Path::new("/nonexistent/criu")).await.is_err());
     }
@@ -263,6 +293,55 @@ mod tests {
     async fn a_program_that_hangs_is_given_up() {
         let hung = run(Path::new("/bin/sleep"), &["60"], Duration::from_millis(50)).await;
         assert_eq!(hung.err().unwrap().kind(), io::ErrorKind::TimedOut);
+    }
+
+    /// Waits, for a time that is more than enough, until something is so.
+    async fn wait_for(what: impl Fn() -> bool) {
+        let patience = Duration::from_secs(10);
+        tokio::time::timeout(patience, async {
+            while !what() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_program_that_hangs_has_started_ends_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let script = format!("exec 9>{}; flock 9; sleep 60 & sleep 60", path.display());
+        let arguments = ["-c", &script];
+        let hung = run(Path::new("/bin/sh"), &arguments, Duration::from_secs(1));
+        // Whoever of them lives has the lock.
+        let is_free = || std::fs::File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        let has_begun = wait_for(|| path.exists() && !is_free());
+        let (hung, ()) = tokio::join!(hung, has_begun);
+        assert_eq!(hung.err().unwrap().kind(), io::ErrorKind::TimedOut);
+        wait_for(is_free).await;
+    }
+
+    #[tokio::test]
+    async fn a_program_that_nobody_waits_for_any_more_runs_to_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("ended");
+        let script = format!("sleep 0.3; echo so; touch {}", file.display());
+        let arguments = ["-c", &script];
+        let waiting = run(Path::new("/bin/sh"), &arguments, Duration::from_secs(20));
+        let given_up = tokio::time::timeout(Duration::from_millis(50), waiting).await;
+        assert!(given_up.is_err());
+        wait_for(|| file.exists()).await;
+    }
+
+    #[tokio::test]
+    async fn of_what_a_program_prints_the_beginning_is_kept() {
+        let limit = Duration::from_secs(20);
+        let output = run(Path::new("/bin/sh"), &["-c", "echo out; echo err >&2"], limit).await;
+        assert_eq!(output.unwrap().text, "out\nerr\n");
+        let output = run(Path::new("/usr/bin/seq"), &["1000000"], limit).await.unwrap();
+        assert_eq!(output.text.len() as u64, MAX_OUTPUT);
+        assert!(output.text.starts_with("1\n2\n") && !output.success);
     }
 
     #[test]

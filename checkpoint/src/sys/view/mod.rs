@@ -152,7 +152,9 @@ mod tests {
         assert!(!view.wait_loaded(Duration::ZERO));
         let dir = tempfile::tempdir().unwrap();
         let criu = dir.path().join("criu");
-        std::fs::copy("/bin/sh", &criu).unwrap();
+        // What another test starts would have the copy open for writing for a moment, if it were this process that made it.
+        let copied = Command::new("cp").arg("/bin/sh").arg(&criu).status();
+        assert!(copied.unwrap().success());
         let output = run(&criu);
         assert!(view.wait_loaded(Duration::ZERO), "{output}");
         assert!(output.contains("PATH="), "{output}");
