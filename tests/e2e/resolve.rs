@@ -9,9 +9,10 @@ use tranship_tests::faults;
 use tranship_tests::halfway::{READY, counted_on, hold_at_ready, state};
 use tranship_tests::images::{self, REDIS_PORT};
 use tranship_tests::oracles::is_frozen;
+use tranship_tests::owner::the_one_of;
 use tranship_tests::power::switch_off;
 use tranship_tests::scenario::Scenario;
-use tranship_tests::testbed::{Host, daemon};
+use tranship_tests::testbed::{Host, Options, daemon};
 use tranship_tests::tranship::wait_for;
 
 /// What daemons and migrations may take on a loaded machine.
@@ -197,6 +198,91 @@ fn a_host_that_was_decided_against_obeys_also_when_it_runs_the_container() -> Re
     a.migrate("redis", "b")?;
     faults::disarm(&[a, b])?;
     scenario.end()
+}
+
+/// Three hosts whose daemons obey plans, and a Redis on a.
+fn three_hosts() -> Result<Scenario> {
+    let options = Options {
+        hosts: 3,
+        ..Options::default()
+    };
+    let scenario = Scenario::begin_with(&options, &["redis"])?;
+    let (a, client) = (scenario.host("a")?, scenario.host("client")?);
+    faults::arm(&[a, scenario.host("b")?, scenario.host("c")?])?;
+    images::run_redis(a, "redis", "data", client)?;
+    Ok(scenario)
+}
+
+/// The container is the owner's alone now, under `owned`, what is on c of it has ended, and it moves there like any other.
+fn ends_on_c(scenario: Scenario, owner: &str, owned: u64) -> Result<()> {
+    let [a, b, c] = ["a", "b", "c"].map(|name| scenario.host(name));
+    let (hosts, owner) = ([a?, b?, c?], scenario.host(owner)?);
+    let c = hosts[2];
+    wait_state(c, "moved", AT_LAST)?;
+    the_one_of("redis", &hosts)?;
+    ensure!(epoch(owner)? == owned, "the epoch is {}", epoch(owner)?);
+    let moved_to = &c.container("redis")?["moved_to"];
+    ensure!(moved_to == owner.name(), "it moved to {moved_to}");
+    ensure!(
+        c.tranship(&["volume", "ls"])?.contains("data"),
+        "its volume was not kept"
+    );
+    c.tranship(&["volume", "rm", "data"])?;
+    owner.migrate("redis", "c").context("afterwards")?;
+    faults::disarm(&hosts)?;
+    scenario.end()
+}
+
+#[test]
+fn a_container_that_went_on_from_a_destination_that_was_decided_against_ends_where_it_went() -> Result<()> {
+    let scenario = three_hosts()?;
+    let (a, b, c) = (scenario.host("a")?, scenario.host("b")?, scenario.host("c")?);
+    let began = epoch(a)?;
+    faults::plan(a, "source:receive-running kill-before")?;
+    let id = a.tranship(&["migrate", "--detach", "redis", "b"])?;
+    wait_for("the source to die before it hears", PATIENCE, || {
+        Ok(daemon::pid(a).is_none())
+    })?;
+    wait_state(b, "running", PATIENCE)?;
+    b.migrate("redis", "c")?;
+    daemon::kill(b)?;
+    faults::start(a)?;
+    wait_state(a, "in_doubt", PATIENCE)?;
+    resolve(a, &id, "a")?;
+    // A person was wrong: there are two of it now, and each has the same epoch.
+    wait_state(a, "running", PATIENCE)?;
+    ensure!(state(c, "redis")? == "running", "it does not run on c");
+    ensure!(epoch(a)? == epoch(c)?, "{} and {}", epoch(a)?, epoch(c)?);
+    faults::start(b)?;
+    ends_on_c(scenario, "a", began + 3)
+}
+
+#[test]
+fn a_container_that_went_on_from_a_source_that_was_decided_against_ends_where_it_went() -> Result<()> {
+    let scenario = three_hosts()?;
+    let (a, b, c) = (scenario.host("a")?, scenario.host("b")?, scenario.host("c")?);
+    let began = epoch(a)?;
+    let id = hold_at_ready(a, "redis")?;
+    daemon::kill(b)?;
+    daemon::kill(a)?;
+    faults::forget_plans(a)?;
+    faults::start(a)?;
+    wait_state(a, "running", PATIENCE)?;
+    a.migrate("redis", "c")?;
+    daemon::kill(a)?;
+    faults::start(b)?;
+    resolve(b, &id, "b")?;
+    wait_state(b, "running", PATIENCE)?;
+    ensure!(state(c, "redis")? == "running", "it does not run on c");
+    ensure!(epoch(b)? == epoch(c)?, "{} and {}", epoch(b)?, epoch(c)?);
+    // The host it went on to is away for a while, too.
+    daemon::kill(c)?;
+    faults::start(a)?;
+    wait_for("b to have it under a higher epoch", AT_LAST, || {
+        Ok(epoch(b)? == began + 2)
+    })?;
+    faults::start(c)?;
+    ends_on_c(scenario, "b", began + 2)
 }
 
 #[test]

@@ -156,6 +156,22 @@ impl Containers {
         self.change(id, own).await.map(drop)
     }
 
+    /// The container, if it certainly is this host's own, is so under `epoch`, unless that is lower than its own. Nothing happens
+    /// to one that is on its way to or from here, or in doubt.
+    ///
+    /// # Errors
+    /// It is not here, or the registry cannot be written.
+    pub async fn outbid(&self, id: &ContainerId, epoch: u64) -> Result<(), ContainerError> {
+        use ContainerState::{InDoubt, Migrating, Receiving};
+        let _held = self.shared.locks.hold(id).await?;
+        let own = move |record: &mut ContainerRecord| {
+            if !matches!(record.state, Migrating | InDoubt | Receiving) {
+                record.epoch = record.epoch.max(epoch);
+            }
+        };
+        self.change(id, own).await.map(drop)
+    }
+
     /// The container is `to`'s from `epoch` on: ends the frozen copy without letting it run, removes what belonged to it,
     /// and leaves a tombstone. Nothing happens when that was done before, or when the container has come back since.
     ///

@@ -6,14 +6,15 @@ use tonic::{Response, Status};
 use tranship_migrate::deadlines::ANSWER;
 use tranship_migrate::error::{HostError, chain};
 use tranship_migrate::handoff::{DestinationSays, DestinationStep, SourceStep, Verdict};
-use tranship_proto::ids::{MigrationId, Name};
+use tranship_proto::ids::{ContainerId, MigrationId, Name};
 use tranship_proto::v1::{
-    MigrationOutcome, MigrationRole, Phase, QueryMigrationReply, QueryMigrationRequest,
-    ResolvedMigrationRequest,
+    ContainerState, MigrationOutcome, MigrationRole, Phase, QueryMigrationReply, QueryMigrationRequest,
+    ResolvedMigrationReply, ResolvedMigrationRequest,
 };
 
 use super::conductor::{Conductor, Shared};
 use super::journal::Journal;
+use super::obey::{Answer, Decided};
 
 /// Between two attempts to tell a host what a person has decided: it is to obey within ten seconds of its return.
 const TELL_AGAIN: Duration = Duration::from_secs(2);
@@ -85,15 +86,58 @@ impl Shared {
         }
     }
 
-    /// Tells a host that a person has decided against it. Whether it obeys.
-    async fn tell(&self, id: MigrationId, host: &Name, epoch: u64) -> Result<bool, AnyError> {
+    /// Tells a host that a person has decided against it.
+    ///
+    /// # Errors
+    /// It does not answer in time, or cannot obey.
+    pub async fn tell(&self, id: MigrationId, host: &Name, decided: &Decided) -> Result<Answer, AnyError> {
         let mut client = self.peers().control(host)?;
         let request = ResolvedMigrationRequest {
             migration_id: id.to_string(),
-            epoch,
+            epoch: decided.epoch,
+            owner: decided.owner.to_string(),
         };
-        let told = self.in_time(host, client.resolved_migration(request)).await?;
-        Ok(told.obeyed)
+        let reply = self.in_time(host, client.resolved_migration(request)).await?;
+        Ok(match reply {
+            ResolvedMigrationReply { obeyed: true, .. } => Answer::Obeyed,
+            ResolvedMigrationReply { seen_epoch: 0, .. } => Answer::NotYet,
+            ResolvedMigrationReply { seen_epoch, .. } => Answer::Seen(seen_epoch),
+        })
+    }
+
+    /// Whose a container is for all that this host knows, which was decided to be its own under `epoch`, and may have gone on since.
+    async fn decided(&self, container: &ContainerId, epoch: u64) -> Result<Decided, AnyError> {
+        let containers = self.registry().containers();
+        let here = containers.get(container).await?;
+        if let Some(here) = here.filter(|here| here.state != ContainerState::Receiving) {
+            let (owner, epoch) = (self.host_name().parse()?, epoch.max(here.epoch));
+            return Ok(Decided { owner, epoch });
+        }
+        let gone = containers.tombstone(container).await?;
+        Ok(match gone.filter(|gone| gone.epoch > epoch) {
+            Some(gone) => Decided {
+                owner: gone.moved_to.parse()?,
+                epoch: gone.epoch,
+            },
+            None => Decided {
+                owner: self.host_name().parse()?,
+                epoch,
+            },
+        })
+    }
+
+    /// The container has gone on from a host that was decided against, or has come back to it, under the epoch `seen`: it is to be this
+    /// host's own under a higher one, if it still is this host's own. Answers whether it is.
+    async fn outbid(&self, container: &ContainerId, seen: u64) -> Result<bool, AnyError> {
+        let epoch = seen + 1;
+        if self.registry().containers().get(container).await?.is_none() {
+            return Ok(false);
+        }
+        if let Some(arbiter) = &self.arbiter {
+            arbiter.take(container, &self.host_name().parse()?, epoch).await?;
+        }
+        self.containers.outbid(container, epoch).await?;
+        Ok(true)
     }
 }
 
@@ -133,7 +177,7 @@ impl Conductor {
         let journal = Journal::new(shared.registry().clone(), id, role);
         let epoch = journal.epoch().await.map_err(|error| failed(error.into()))?;
         let of_destination = role == MigrationRole::Destination;
-        let epoch = if of_destination { epoch } else { epoch + 1 };
+        let own = if of_destination { epoch } else { epoch + 1 };
         if of_destination {
             let steps = journal.words().await.map_err(|error| failed(error.into()))?;
             if steps.contains(&DestinationStep::GivenBack) {
@@ -143,13 +187,23 @@ impl Conductor {
                 return Err(failed("the container does not run here yet".into()));
             }
         }
-        if !shared.tell(id, &host, epoch).await.map_err(failed)? {
-            return Err(failed("it does not obey yet".into()));
+        let container = record.migration.container_id.parse();
+        let container: ContainerId = container.map_err(|error| failed(Box::from(error)))?;
+        let decided = shared.decided(&container, own).await.map_err(failed)?;
+        match shared.tell(id, &host, &decided).await.map_err(failed)? {
+            Answer::Obeyed => {}
+            Answer::NotYet => return Err(failed("it does not obey yet".into())),
+            Answer::Seen(seen) => {
+                if shared.outbid(&container, seen).await.map_err(failed)? {
+                    tracing::warn!(migration_id = %id, %host, seen, "the container has gone on from a host that a person has decided against; it is this host's under a higher epoch now, and that host is told so");
+                    return Err(failed("it has seen a later epoch".into()));
+                }
+            }
         }
-        tracing::info!(migration_id = %id, %host, epoch, "the other host obeys what a person has decided here");
-        let (step, epoch) = match role {
-            MigrationRole::Destination => (serde_json::json!(DestinationStep::Told), epoch),
-            _ => (serde_json::json!(SourceStep::Told), epoch - 1),
+        tracing::info!(migration_id = %id, %host, epoch = decided.epoch, "the other host obeys what a person has decided here");
+        let step = match role {
+            MigrationRole::Destination => serde_json::json!(DestinationStep::Told),
+            _ => serde_json::json!(SourceStep::Told),
         };
         let written = journal.append(step, epoch, serde_json::Value::Null);
         written.await.map_err(|error| failed(error.into()))

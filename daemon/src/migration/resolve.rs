@@ -1,17 +1,13 @@
-//! A person decides whose a container is that two hosts cannot agree about, because one of them is gone for ever; and a host that was
-//! decided against obeys when it comes back.
+//! A person decides whose a container is that two hosts cannot agree about, because one of them is gone for ever.
 
 use std::time::Duration;
 
-use tranship_migrate::error::HostError;
-use tranship_migrate::handoff::{DestinationStep, Resolution, is_handed_over};
-use tranship_proto::ids::{ContainerId, MigrationId, Name};
-use tranship_proto::v1::{ContainerState, Migration, MigrationOutcome, MigrationRole};
+use tranship_migrate::handoff::{Resolution, is_handed_over};
+use tranship_proto::ids::{ContainerId, MigrationId};
+use tranship_proto::v1::{Migration, MigrationOutcome, MigrationRole};
 
 use super::conductor::{Conductor, ConductorError};
-use super::held::remove_staging;
 use super::journal::Journal;
-use crate::containers::VolumeFate;
 
 /// For what was decided to be done: a restore of all memory takes the longest.
 const DONE: Duration = Duration::from_secs(180);
@@ -113,76 +109,6 @@ impl Conductor {
         }
         Err(ConductorError::StillInDoubt(before.id.clone()))
     }
-
-    /// The other host of a migration owns its container under `epoch`, by a person's decision. What is here of it ends, and its
-    /// volumes are kept; answers whether nothing of it runs here any more.
-    ///
-    /// # Errors
-    /// Something could not be ended or removed.
-    pub(super) async fn obey(&self, id: MigrationId, peer: &Name, epoch: u64) -> Result<bool, HostError> {
-        let failed = |error| HostError::new("read the migration", error);
-        let migrations = self.shared.registry().migrations();
-        let mut found = None;
-        for role in [MigrationRole::Source, MigrationRole::Destination] {
-            let record = migrations.get(id, role).await.map_err(failed)?;
-            found = found.or(record.filter(|record| record.peer() == peer.as_str()));
-        }
-        let Some(record) = found.map(|record| record.migration) else {
-            return Ok(true);
-        };
-        // Whoever is at it asks that host himself, and hears the same.
-        if self.shared.board.is_active(id) || self.shared.doubts.contains(id) {
-            return Ok(false);
-        }
-        let container: ContainerId = record
-            .container_id
-            .parse()
-            .map_err(|error| HostError::new("read the migration's record", error))?;
-        let here = self.shared.registry().containers().get(&container).await;
-        let here = here.map_err(|error| HostError::new("find the container", error))?;
-        let Some(here) = here.filter(|here| is_handed_over(here.epoch, epoch)) else {
-            return Ok(true);
-        };
-        tracing::warn!(migration_id = %id, container = record.container_name, owner = %peer, epoch, "a person has decided at the other host that the container is that host's; what is here of it ends, its volumes are kept");
-        match here.state {
-            ContainerState::Migrating | ContainerState::InDoubt => return Ok(false),
-            ContainerState::Receiving => self.drop_lost(id, &container, epoch).await?,
-            _ => {
-                let containers = &self.shared.containers;
-                let moved = containers.moved(&container, peer.as_str(), epoch, VolumeFate::Keep);
-                moved
-                    .await
-                    .map_err(|error| HostError::new("end what is here of the container", error))?;
-            }
-        }
-        self.note_obeyed(id, record, peer).await;
-        Ok(true)
-    }
-
-    /// It was handed over, and never seen to run here.
-    async fn drop_lost(&self, id: MigrationId, container: &ContainerId, epoch: u64) -> Result<(), HostError> {
-        self.shared.networks().let_go(container).await;
-        let dropped = self.shared.containers.drop_incoming(container).await;
-        dropped.map_err(|error| HostError::new("remove what was received", error))?;
-        remove_staging(self.shared.paths.migration(&id)).await?;
-        let journal = Journal::new(self.shared.registry().clone(), id, MigrationRole::Destination);
-        let written = journal.append(DestinationStep::Dropped, epoch, serde_json::Value::Null);
-        written
-            .await
-            .map_err(|error| HostError::new("write the journal", error))
-    }
-
-    async fn note_obeyed(&self, id: MigrationId, mut record: Migration, owner: &Name) {
-        if record.outcome() == MigrationOutcome::Unknown {
-            record.set_outcome(MigrationOutcome::RolledBack);
-        }
-        record.advice = format!(
-            "a person has decided at {owner} that container {} is there; what was here of it has ended, its volumes here were kept: \
-             `tranship volume ls`",
-            record.container_name
-        );
-        self.shared.close(id, record).await;
-    }
 }
 
 /// What will happen, and what must be true for it to be right.
@@ -199,7 +125,7 @@ fn consequences(record: &Migration, resolution: Resolution) -> Vec<String> {
                 "container {container} is let run here, at {destination}, from the checkpoint that {source} has sent"
             ),
             format!(
-                "{source} is told when it comes back: what is there of {container} ends then, its volumes there are kept"
+                "{source} is told when it comes back: what is there of {container}, or has gone on from there, ends then, its volumes there are kept"
             ),
             format!(
                 "if {source} is not gone but runs {container} after all, there are two of it until then, and what its clients wrote at {source} since is only in the volumes there"
@@ -219,7 +145,7 @@ fn consequences(record: &Migration, resolution: Resolution) -> Vec<String> {
                 "the frozen copy of container {container} runs on here, at {source}, on its network, from the moment it was frozen"
             ),
             format!(
-                "{destination} is told when it comes back: what is there of {container} ends then, its volumes there are kept"
+                "{destination} is told when it comes back: what is there of {container}, or has gone on from there, ends then, its volumes there are kept"
             ),
             format!(
                 "if {destination} is not gone but runs {container}, there are two of it until then, and what its clients wrote at {destination} since is only in the volumes there"

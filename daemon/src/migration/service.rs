@@ -23,6 +23,7 @@ use super::control::{GrpcControl, MESSAGES_IN_FLIGHT, Outbox};
 use super::destination_host::LocalDestination;
 use super::faults;
 use super::journal::{Journal, JournalError};
+use super::obey::{Answer, Decided};
 use super::outcome;
 use crate::clock::now_ms;
 use crate::peers::identity::PeerIdentity;
@@ -88,10 +89,20 @@ impl PeerMigrations for Conductor {
             .migration_id
             .parse()
             .map_err(|_| Status::invalid_argument("not a migration id"))?;
-        let obeyed = self.obey(id, &peer.name, request.epoch).await;
-        obeyed
-            .map(|obeyed| ResolvedMigrationReply { obeyed })
-            .map_err(|error| Status::internal(chain(&error)))
+        let owner = request.owner.parse();
+        let decided = Decided {
+            owner: owner.map_err(|_| Status::invalid_argument("not a host's name"))?,
+            epoch: request.epoch,
+        };
+        let answer = self.obey(id, &peer.name, &decided).await;
+        let answer = answer.map_err(|error| Status::internal(chain(&error)))?;
+        Ok(ResolvedMigrationReply {
+            obeyed: answer == Answer::Obeyed,
+            seen_epoch: match answer {
+                Answer::Seen(epoch) => epoch,
+                _ => 0,
+            },
+        })
     }
 }
 

@@ -18,7 +18,7 @@
 //! Behind the commit there are two ways back, each with a record of its own. A destination that cannot bring the container to run, and
 //! has certainly not run it, gives it back (`given_back`, then `taken_back` at the source, under a further epoch). And
 //! where a host is gone for ever a person decides ([`Resolution`]): `taken_back` at the source, `taken_over` or `given_back` at the
-//! destination. The other host is told when it comes back, and obeys.
+//! destination. The other host is told when it comes back, and obeys ([`obedience`]), also for those it has handed the container on to.
 //!
 //! [`SourceHandoff`] and [`DestinationHandoff`] are the two roles as machines: what they are told is an event, what they
 //! answer is a list of effects, to be carried out in that order. What comes of the last one is told to them as the next event;
@@ -40,7 +40,8 @@ pub use destination::{
 pub use history::{Contradiction, History, Owner};
 pub use journal::{DestinationStep, SourceStep};
 pub use rules::{
-    DestinationSays, Refusal, Resolution, Stay, Verdict, admit, destination_says, is_handed_over, verdict,
+    DestinationSays, Obedience, Refusal, Resolution, Stay, Verdict, admit, destination_says, is_handed_over,
+    obedience, verdict,
 };
 pub use source::{Found, SourceEffect, SourceEvent, SourceHandoff, SourceOutcome};
 

@@ -130,9 +130,52 @@ pub fn is_handed_over(own: u64, epoch: u64) -> bool {
     own < epoch
 }
 
+/// What a host does that learns that a person has decided against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Obedience {
+    /// Nothing: nothing of the container is here, and it went nowhere else from here.
+    Nothing,
+    /// It ends what is here.
+    End,
+    /// The container has gone on from here: it tells the host that took it.
+    PassOn,
+    /// It cannot say which of the two is older: what is here, or has gone on from here, has an epoch that is not below the owner's.
+    /// The owner must have a higher one first, if he is still the owner.
+    Later {
+        /// The epoch it has here, or had at the next host.
+        seen: u64,
+    },
+}
+
+/// How a host obeys that a person has decided against: the container is another one's under `epoch`. `here` is the epoch of what is
+/// here of it; `gone_on` is the one under which it went from here to a host that is not its owner.
+#[must_use]
+pub fn obedience(here: Option<u64>, gone_on: Option<u64>, epoch: u64) -> Obedience {
+    match (here, gone_on) {
+        (Some(own), _) if is_handed_over(own, epoch) => Obedience::End,
+        (None, Some(next)) if is_handed_over(next, epoch) => Obedience::PassOn,
+        (Some(seen), _) | (None, Some(seen)) => Obedience::Later { seen },
+        (None, None) => Obedience::Nothing,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_older_than_the_owners_is_neither_ended_nor_passed_over() {
+        assert_eq!(obedience(None, None, 5), Obedience::Nothing);
+        assert_eq!(obedience(Some(4), None, 5), Obedience::End);
+        assert_eq!(obedience(None, Some(4), 5), Obedience::PassOn);
+        for seen in [5, 6] {
+            assert_eq!(obedience(Some(seen), None, 5), Obedience::Later { seen });
+            assert_eq!(obedience(None, Some(seen), 5), Obedience::Later { seen });
+        }
+        // What came back counts, not that it was away.
+        assert_eq!(obedience(Some(4), Some(6), 5), Obedience::End);
+        assert_eq!(obedience(Some(6), Some(4), 5), Obedience::Later { seen: 6 });
+    }
 
     #[test]
     fn a_source_that_is_still_at_it_decides_nothing_yet() {

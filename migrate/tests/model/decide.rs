@@ -1,7 +1,7 @@
 //! Who decides besides the two hosts: an arbiter, or a person.
 
 use tranship_migrate::handoff::{
-    DestinationEvent, DestinationStep, Resolution, SourceEvent, SourceStep, is_handed_over,
+    DestinationEvent, DestinationStep, Obedience, Resolution, SourceEvent, SourceStep, obedience,
 };
 
 use super::carry::Luck;
@@ -61,7 +61,7 @@ impl Handoffs {
                 )
             }
         };
-        let (mut epoch, teller) = match to {
+        let (epoch, teller) = match to {
             Role::Destination => (migration.epoch + 1, one.from),
             Role::Source => (migration.epoch, one.to),
         };
@@ -70,14 +70,14 @@ impl Handoffs {
         }
         if self.flaw != Some(Flaw::Disobeyed) {
             let place = world.place(host, one.container);
-            match place.record {
-                Some(Record::Own { epoch: own }) if is_handed_over(own, epoch) => {
+            let here = match place.record {
+                Some(Record::Own { epoch } | Record::Arriving { epoch }) => Some(epoch),
+                None => None,
+            };
+            if obedience(here, None, epoch) == Obedience::End {
+                if matches!(place.record, Some(Record::Own { .. })) {
                     place.tombstone = Some(epoch);
                 }
-                Some(Record::Arriving { epoch: own }) if is_handed_over(own, epoch) => {}
-                _ => epoch = 0,
-            }
-            if epoch > 0 {
                 place.record = None;
                 place.tasks = Tasks::None;
             }
