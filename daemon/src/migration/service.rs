@@ -94,7 +94,10 @@ impl PeerMigrations for Conductor {
             owner: owner.map_err(|_| Status::invalid_argument("not a host's name"))?,
             epoch: request.epoch,
         };
-        let answer = self.obey(id, &peer.name, &decided).await;
+        let conductor = self.clone();
+        // Also when the other host no longer waits: what has begun to end is not left in the middle.
+        let obeying = tokio::spawn(async move { conductor.obey(id, &peer.name, &decided).await });
+        let answer = obeying.await.map_err(|error| Status::internal(chain(&error)))?;
         let answer = answer.map_err(|error| Status::internal(chain(&error)))?;
         Ok(ResolvedMigrationReply {
             obeyed: answer == Answer::Obeyed,
