@@ -156,20 +156,20 @@ impl Containers {
         self.change(id, own).await.map(drop)
     }
 
-    /// The container, if it certainly is this host's own, is so under `epoch`, unless that is lower than its own. Nothing happens
-    /// to one that is on its way to or from here, or in doubt.
+    /// The container, if it certainly is this host's own, is so under `epoch`, unless its own is as high. Answers whether its own was
+    /// raised. One that is on its way to or from here, or in doubt, is left alone.
     ///
     /// # Errors
     /// It is not here, or the registry cannot be written.
-    pub async fn outbid(&self, id: &ContainerId, epoch: u64) -> Result<(), ContainerError> {
+    pub async fn outbid(&self, id: &ContainerId, epoch: u64) -> Result<bool, ContainerError> {
         use ContainerState::{InDoubt, Migrating, Receiving};
         let _held = self.shared.locks.hold(id).await?;
-        let own = move |record: &mut ContainerRecord| {
-            if !matches!(record.state, Migrating | InDoubt | Receiving) {
-                record.epoch = record.epoch.max(epoch);
-            }
-        };
-        self.change(id, own).await.map(drop)
+        let before = self.record(id).await?;
+        if matches!(before.state, Migrating | InDoubt | Receiving) || before.epoch >= epoch {
+            return Ok(false);
+        }
+        self.change(id, move |record| record.epoch = epoch).await?;
+        Ok(true)
     }
 
     /// The container is `to`'s from `epoch` on: ends the frozen copy without letting it run, removes what belonged to it,

@@ -127,16 +127,26 @@ impl Shared {
     }
 
     /// The container has gone on from a host that was decided against, or has come back to it, under the epoch `seen`: it is to be this
-    /// host's own under a higher one, if it still is this host's own. Answers whether it is.
-    async fn outbid(&self, container: &ContainerId, seen: u64) -> Result<bool, AnyError> {
-        let epoch = seen + 1;
-        if self.registry().containers().get(container).await?.is_none() {
+    /// host's own under a higher one. Not while it is moving, and not where etcd decides, which lets nobody take a container back that
+    /// has gone on. Answers whether it still is for this migration to say whose it is: the container is here, and has not moved between
+    /// the two hosts since.
+    async fn outbid(
+        &self,
+        id: MigrationId,
+        host: &Name,
+        container: &ContainerId,
+        seen: u64,
+    ) -> Result<bool, AnyError> {
+        let migrations = self.registry().migrations().of_container(container).await?;
+        let newest = migrations.iter().rfind(|record| record.peer() == host.as_str());
+        if newest.is_some_and(|record| record.migration.id != id.to_string())
+            || self.registry().containers().get(container).await?.is_none()
+        {
             return Ok(false);
         }
-        if let Some(arbiter) = &self.arbiter {
-            arbiter.take(container, &self.host_name().parse()?, epoch).await?;
+        if self.arbiter.is_none() && self.containers.outbid(container, seen + 1).await? {
+            tracing::warn!(%container, seen, "the container has gone on from a host that a person has decided against; it is this host's under a higher epoch now");
         }
-        self.containers.outbid(container, epoch).await?;
         Ok(true)
     }
 }
@@ -194,13 +204,13 @@ impl Conductor {
             Answer::Obeyed => {}
             Answer::NotYet => return Err(failed("it does not obey yet".into())),
             Answer::Seen(seen) => {
-                if shared.outbid(&container, seen).await.map_err(failed)? {
-                    tracing::warn!(migration_id = %id, %host, seen, "the container has gone on from a host that a person has decided against; it is this host's under a higher epoch now, and that host is told so");
-                    return Err(failed("it has seen a later epoch".into()));
+                let outbid = shared.outbid(id, &host, &container, seen).await;
+                if outbid.map_err(failed)? {
+                    return Err(failed(format!("it has seen epoch {seen}").into()));
                 }
             }
         }
-        tracing::info!(migration_id = %id, %host, epoch = decided.epoch, "the other host obeys what a person has decided here");
+        tracing::info!(migration_id = %id, %host, epoch = decided.epoch, "the other host was told what a person has decided here");
         let step = match role {
             MigrationRole::Destination => serde_json::json!(DestinationStep::Told),
             _ => serde_json::json!(SourceStep::Told),
