@@ -65,13 +65,17 @@ impl Conductor {
             Obedience::Later { seen } => return Ok(Answer::Seen(seen)),
             Obedience::End | Obedience::PassOn => {}
         }
-        let Decided { owner, epoch } = decided;
-        tracing::warn!(migration_id = %id, container = record.container_name, %owner, epoch, "a person has decided that the container is another host's; what is here of it, or went on from here, ends, its volumes are kept");
-        match (here, gone) {
-            (Some(here), _) => self.end_here(id, record, &here, decided).await,
-            (None, Some(gone)) => self.pass_on(&container, &gone, decided).await,
-            (None, None) => Ok(Answer::Obeyed),
+        let name = record.container_name.clone();
+        let answer = match (here, gone) {
+            (Some(here), _) => self.end_here(id, record, &here, decided).await?,
+            (None, Some(gone)) => self.pass_on(&container, &gone, decided).await?,
+            (None, None) => Answer::Obeyed,
+        };
+        if answer == Answer::Obeyed {
+            let Decided { owner, epoch } = decided;
+            tracing::warn!(migration_id = %id, container = name, %owner, epoch, "a person has decided that the container is another host's; what was here of it, or went on from here, has ended, its volumes are kept");
         }
+        Ok(answer)
     }
 
     async fn migration_with(&self, id: MigrationId, peer: &Name) -> Result<Option<Migration>, HostError> {
